@@ -1,0 +1,83 @@
+// The decoder: one list of operations that rollout and learner both walk. mu == pi under matched numerics is a property
+// of this file: the paged and the packed forward differ in the attention call alone.
+#ifndef LOCKSTEP_ENGINE_MODEL_DECODER_H_
+#define LOCKSTEP_ENGINE_MODEL_DECODER_H_
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "engine/kernels/ops.h"
+#include "engine/model/model.h"
+
+namespace lockstep {
+
+// Rows of an inference step: any mixture of prefill chunks and decode rows.
+struct PagedBatch {
+  std::vector<int32_t> tokens;     // [T]
+  std::vector<int32_t> positions;  // [T]
+  std::vector<PagedSequence> sequences;
+  std::vector<int32_t> output_rows;  // rows whose final hidden state is wanted, ascending
+};
+
+// Storage of the KV cache of all layers.
+class KvStorage {
+ public:
+  KvStorage(const ModelConfig& config, DType dtype, int64_t num_pages);
+  KvPages layer(int64_t layer) const;
+  int64_t num_pages() const { return num_pages_; }
+  static size_t BytesPerPage(const ModelConfig& config, DType dtype);
+  // Copies the first `tokens` positions of a page in every layer (copy-on-write of a shared, partly filled page).
+  void CopyPage(int32_t from, int32_t to, int64_t tokens);
+
+ private:
+  DType dtype_;
+  int64_t num_pages_;
+  size_t layer_bytes_;  // keys of one layer; values have as many
+  std::vector<Buffer> layers_;
+};
+
+// Sequences packed end to end for training; each starts at position 0.
+struct PackedBatch {
+  std::vector<int32_t> tokens;      // [T]
+  std::vector<int32_t> cu_seqlens;  // [sequences + 1]
+  // Rows whose next-token log-prob is wanted (ascending), and the token that it is of.
+  std::vector<int32_t> loss_rows;
+  std::vector<int32_t> targets;
+};
+
+// Gradients: a flat FP32 arena in the layout's order, added to.
+using GradientArena = float*;
+
+class Decoder {
+ public:
+  // ops must outlive the decoder. rope tables are built here, in double, rounded once to FP32.
+  Decoder(const ModelConfig& config, DType dtype, Ops* ops);
+  ~Decoder();
+
+  // final_hidden [output_rows, D] in the dtype, final norm applied. Grows its own scratch, bounded by MaxScratchBytes.
+  void ForwardPaged(const Weights& weights, const PagedBatch& batch, const KvStorage& cache,
+                    const Tensor& final_hidden);
+  // logits FP32 [output_rows, V].
+  void Logits(const Weights& weights, const Tensor& final_hidden, const Tensor& logits);
+
+  // log_prob, entropy (may be null) of targets at loss_rows, at the temperature. recompute: keep layer inputs only.
+  void ForwardPacked(const Weights& weights, const PackedBatch& batch, float temperature, bool recompute,
+                     float* log_prob, float* entropy);
+  // Gradient of sum_i coefficient[i] * log_prob[i] (of the last ForwardPacked), times nothing: the caller folds the
+  // loss scale and sign into coefficient. Adds into `gradients`. An activation gradient that overflows the dtype
+  // becomes infinite and reaches `gradients`, where the loss scaler finds it.
+  void Backward(const Weights& weights, const PackedBatch& batch, float temperature, const float* coefficient,
+                GradientArena gradients);
+
+  // Bytes that ForwardPacked + Backward need at most for `tokens` packed tokens.
+  static size_t TrainingBytes(const ModelConfig& config, DType dtype, int64_t tokens, bool recompute);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace lockstep
+
+#endif  // LOCKSTEP_ENGINE_MODEL_DECODER_H_

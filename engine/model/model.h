@@ -1,0 +1,109 @@
+// The page of data: what a model is. One decoder definition serves Llama, Qwen2 (and later families): RMSNorm, RoPE,
+// GQA, optional qkv bias, SwiGLU, optionally tied embedding.
+#ifndef LOCKSTEP_ENGINE_MODEL_MODEL_H_
+#define LOCKSTEP_ENGINE_MODEL_MODEL_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/kernels/packed_matrix.h"
+#include "engine/tensor/tensor.h"
+
+namespace lockstep {
+
+struct ModelConfig {
+  std::string architecture;             // "Qwen2ForCausalLM", "LlamaForCausalLM"
+  int64_t vocab_size = 0;               // V
+  int64_t hidden_size = 0;              // D
+  int64_t num_layers = 0;               // L
+  int64_t num_heads = 0;                // H
+  int64_t num_kv_heads = 0;             // G
+  int64_t head_dim = 0;                 // E
+  int64_t intermediate_size = 0;        // F
+  int64_t max_position_embeddings = 0;  // longest sequence in tokens
+  float rms_norm_eps = 1e-6f;
+  float rope_theta = 10000.0f;
+  bool qkv_bias = false;
+  bool tie_word_embeddings = false;
+  std::vector<int32_t> eos_token_ids;
+  int32_t bos_token_id = -1;  // -1: none
+
+  int64_t qkv_rows() const { return (num_heads + 2 * num_kv_heads) * head_dim; }
+  // One line that names the field, its value and the limit, or OK.
+  absl::Status Validate() const;
+  // Digest of the shape fields: equal on every process of a run.
+  std::string Hash() const;
+};
+
+// One parameter as the engine holds it. q, k, v are one matrix, as are gate and up.
+struct ParamSpec {
+  enum class Kind { kEmbedding, kVector, kMatrix };
+  std::string name;  // "embed", "layers.3.qkv", "layers.3.qkv_bias", "layers.3.input_norm", "layers.3.o", ...
+  Kind kind = Kind::kMatrix;
+  int64_t rows = 0;  // vectors: 1
+  int64_t cols = 0;
+  int64_t offset = 0;  // of its first element in a flat FP32 arena of all parameters (row-major)
+  bool weight_decay = false;
+  int64_t size() const { return rows * cols; }
+};
+
+// A Hugging Face tensor is rows [row_begin, row_begin + rows) of a parameter (a bias or norm: columns of a vector, with
+// row_begin counting elements).
+struct HfTensor {
+  std::string name;  // "model.layers.3.self_attn.q_proj.weight"
+  int param = 0;     // index into ParamLayout::params
+  int64_t row_begin = 0;
+  std::vector<int64_t> shape;
+};
+
+struct ParamLayout {
+  std::vector<ParamSpec> params;  // canonical order: embed, layers ascending, final_norm, lm_head if not tied
+  std::vector<HfTensor> hf_tensors;
+  int64_t total_size = 0;  // elements of the arena
+  explicit ParamLayout(const ModelConfig& config);
+  ParamLayout() = default;
+};
+
+struct LayerWeights {
+  Buffer input_norm, post_norm, qkv_bias;  // vectors in the weights' dtype; qkv_bias empty without bias
+  PackedMatrix qkv;                        // [(H + 2G) E, D]: q rows, then k, then v
+  PackedMatrix o;                          // [D, H E]
+  PackedMatrix gate_up;                    // [2F, D]: gate rows, then up
+  PackedMatrix down;                       // [D, F]
+};
+
+// A complete set of weights in one dtype: immutable once it is published to readers.
+struct Weights {
+  ModelConfig config;
+  ParamLayout layout;
+  DType dtype = DType::kF16;
+  uint64_t version = 0;
+  uint64_t epoch = 0;
+  PackedMatrix embed;                // [V, D]
+  std::vector<LayerWeights> layers;  // [L]
+  Buffer final_norm;                 // [D]
+  PackedMatrix lm_head;              // [V, D]; empty when tied
+
+  // All zeros, allocated.
+  Weights(const ModelConfig& config, DType dtype);
+  const PackedMatrix& output() const { return config.tie_word_embeddings ? embed : lm_head; }
+  // Writes rows [row_begin, row_begin + rows.rows) of parameter `param` from row-major `rows` (any dtype; rounded). For
+  // vectors row_begin is 0 and rows is [1, cols].
+  void SetParamRows(int param, int64_t row_begin, const Tensor& rows);
+  void GetParamRows(int param, int64_t row_begin, const Tensor& rows) const;
+  // All parameters from / to a flat FP32 arena in the layout's order.
+  void SetFromArena(const float* arena);
+  void CopyToArena(float* arena) const;
+  size_t bytes() const;
+};
+
+// Random initialisation of an arena: matrices N(0, std), down and o scaled by 1/sqrt(2L), norms 1, biases 0. By seed.
+void InitializeArena(const ModelConfig& config, uint64_t seed, float std, float* arena);
+
+}  // namespace lockstep
+
+#endif  // LOCKSTEP_ENGINE_MODEL_MODEL_H_

@@ -1,0 +1,60 @@
+// The sending end of weight updates, in the learner's rank 0.
+#ifndef LOCKSTEP_WEIGHT_SYNC_PUBLISHER_H_
+#define LOCKSTEP_WEIGHT_SYNC_PUBLISHER_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "engine/model/model.h"
+#include "proto/run_config.pb.h"
+#include "proto/weight_sync.grpc.pb.h"
+
+namespace lockstep {
+
+struct ServerUpdate {
+  std::string address;
+  absl::Status status;  // not OK: the server is stale or dead, and out of rotation until CatchUp succeeds
+  double pause_seconds = 0;
+};
+
+struct UpdateReport {
+  uint64_t epoch = 0;
+  uint64_t version = 0;
+  uint64_t bytes = 0;  // of one copy of the weights
+  double seconds = 0;  // begin .. last commit
+  double transfer_seconds = 0;
+  std::vector<ServerUpdate> servers;
+};
+
+struct WeightPublisherOptions {
+  ModelConfig config;
+  DType dtype = DType::kF16;  // of the rollout servers
+  v1::WeightSyncConfig sync;
+};
+
+class WeightPublisher {
+ public:
+  virtual ~WeightPublisher() = default;
+
+  // Service to register on the learner's gRPC server: Fetch and the rendezvous store. Owned by the publisher.
+  virtual v1::WeightSource::Service* service() = 0;
+  // Address at which service() is reachable for the rollout servers; set once before the first Publish.
+  virtual void SetSourceAddress(const std::string& address) = 0;
+
+  // Rounds the master weights (flat FP32 arena, ParamLayout order) to the rollout dtype and brings every address to
+  // (epoch, version). Never waits beyond sync.timeout_seconds (+ one second for the abort). OK when at least one server
+  // committed, or when `addresses` is empty; per-server outcomes are in the report. Failed servers keep their old
+  // version whole.
+  virtual absl::StatusOr<UpdateReport> Publish(uint64_t epoch, uint64_t version, const float* arena,
+                                               const std::vector<std::string>& addresses) = 0;
+  // Brings one late or returned server to the last published version, by a point-to-point pull.
+  virtual absl::Status CatchUp(const std::string& address) = 0;
+};
+
+std::unique_ptr<WeightPublisher> MakeWeightPublisher(const WeightPublisherOptions& options);
+
+}  // namespace lockstep
+
+#endif  // LOCKSTEP_WEIGHT_SYNC_PUBLISHER_H_
