@@ -25,8 +25,13 @@ void LogLine(LogLevel level, std::string_view message) {
   static constexpr char kLetters[] = {'I', 'W', 'E'};
   const int index = static_cast<int>(level);
   g_line_counts[index].fetch_add(1, std::memory_order_relaxed);
-  const std::string line = absl::StrCat(absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", absl::Now(), absl::UTCTimeZone()), " ",
-                                        std::string_view(&kLetters[index], 1), " ", LogName(), ": ", message, "\n");
+  std::string line = absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ ", absl::Now(), absl::UTCTimeZone());
+  line += kLetters[index];
+  line += ' ';
+  line += LogName();
+  line += ": ";
+  line += message;
+  line += '\n';
   std::fwrite(line.data(), 1, line.size(), stderr);
 }
 
