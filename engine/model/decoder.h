@@ -33,6 +33,8 @@ class KvStorage {
  private:
   DType dtype_;
   int64_t num_pages_;
+  int64_t num_kv_heads_;
+  int64_t head_dim_;
   size_t layer_bytes_;  // keys of one layer; values have as many
   std::vector<Buffer> layers_;
 };
@@ -55,7 +57,8 @@ class Decoder {
   Decoder(const ModelConfig& config, DType dtype, Ops* ops);
   ~Decoder();
 
-  // final_hidden [output_rows, D] in the dtype, final norm applied. Grows its own scratch, bounded by MaxScratchBytes.
+  // final_hidden [output_rows, D] in the dtype, final norm applied. Scratch grows to the largest batch seen, then no
+  // call allocates.
   void ForwardPaged(const Weights& weights, const PagedBatch& batch, const KvStorage& cache,
                     const Tensor& final_hidden);
   // logits FP32 [output_rows, V].
@@ -70,7 +73,8 @@ class Decoder {
   void Backward(const Weights& weights, const PackedBatch& batch, float temperature, const float* coefficient,
                 GradientArena gradients);
 
-  // Bytes that ForwardPacked + Backward need at most for `tokens` packed tokens.
+  // Bytes that ForwardPacked + Backward hold at most for `tokens` packed tokens, all of them loss rows: activations,
+  // their gradients and the scratch of the operations. Weights and the gradient arena come on top.
   static size_t TrainingBytes(const ModelConfig& config, DType dtype, int64_t tokens, bool recompute);
 
  private:

@@ -64,6 +64,23 @@ struct ParamLayout {
   std::vector<ParamSpec> params;  // canonical order: embed, layers ascending, final_norm, lm_head if not tied
   std::vector<HfTensor> hf_tensors;
   int64_t total_size = 0;  // elements of the arena
+
+  // Where each parameter stands in `params`; -1: the model has none.
+  struct LayerParams {
+    int input_norm = -1;
+    int qkv = -1;
+    int qkv_bias = -1;
+    int o = -1;
+    int post_norm = -1;
+    int gate_up = -1;
+    int down = -1;
+  };
+  int embed = 0;
+  std::vector<LayerParams> layers;
+  int final_norm = -1;
+  int lm_head = -1;  // -1 when tied: then `output` is embed
+  int output() const { return lm_head < 0 ? embed : lm_head; }
+
   explicit ParamLayout(const ModelConfig& config);
   ParamLayout() = default;
 };
@@ -91,8 +108,8 @@ struct Weights {
   // All zeros, allocated.
   Weights(const ModelConfig& config, DType dtype);
   const PackedMatrix& output() const { return config.tie_word_embeddings ? embed : lm_head; }
-  // Writes rows [row_begin, row_begin + rows.rows) of parameter `param` from row-major `rows` (any dtype; rounded). For
-  // vectors row_begin is 0 and rows is [1, cols].
+  // Writes rows [row_begin, row_begin + rows.rows) of parameter `param` from row-major `rows` (any dtype; rounded). Of
+  // a vector: elements [row_begin, row_begin + rows.cols) from rows [1, n], as HfTensor::row_begin counts them.
   void SetParamRows(int param, int64_t row_begin, const Tensor& rows);
   void GetParamRows(int param, int64_t row_begin, const Tensor& rows) const;
   // All parameters from / to a flat FP32 arena in the layout's order.

@@ -1,0 +1,195 @@
+#include "engine/model/decoder.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "engine/base/check.h"
+#include "engine/model/decoder_impl.h"
+
+namespace lockstep {
+namespace {
+
+// Grows to `bytes`, never shrinks; the old block goes first, so the peak is the larger of the two.
+void Reserve(Buffer& buffer, size_t bytes) {
+  if (buffer.bytes() >= bytes) return;
+  buffer = Buffer();
+  buffer = Buffer(bytes);
+}
+
+// out[i] = in[rows[i]]
+void GatherRows(const Tensor& in, std::span<const int32_t> rows, const Tensor& out) {
+  const size_t row_bytes = in.cols * DTypeSize(in.dtype);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    LOCKSTEP_CHECK(rows[i] >= 0 && rows[i] < in.rows, "wanted row is not in the batch");
+    std::memcpy(out.Row(i), in.Row(rows[i]), row_bytes);
+  }
+}
+
+}  // namespace
+
+Decoder::Impl::Impl(const ModelConfig& config, DType dtype, Ops* ops)
+    : config(config),
+      dtype(dtype),
+      ops(ops),
+      attention_shape{.num_heads = config.num_heads,
+                      .num_kv_heads = config.num_kv_heads,
+                      .head_dim = config.head_dim,
+                      .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_dim)))},
+      cos_sin(config.max_position_embeddings * config.head_dim * sizeof(float)) {
+  // angle(position, i) = position * theta^(-2i/E), i < E/2
+  const int64_t half = config.head_dim / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    const double frequency = std::pow(static_cast<double>(config.rope_theta), -2.0 * i / config.head_dim);
+    for (int64_t position = 0; position < config.max_position_embeddings; ++position) {
+      float* row = cos_sin.As<float>() + position * config.head_dim;
+      row[i] = static_cast<float>(std::cos(position * frequency));
+      row[half + i] = static_cast<float>(std::sin(position * frequency));
+    }
+  }
+}
+
+QkvViews Decoder::Impl::SplitQkv(const Tensor& qkv) const {
+  const int64_t query = config.num_heads * config.head_dim, kv = config.num_kv_heads * config.head_dim;
+  return {.q = qkv.Cols(0, query), .k = qkv.Cols(query, kv), .v = qkv.Cols(query + kv, kv)};
+}
+
+Tensor Decoder::Impl::RopeTable() const {
+  return Tensor(const_cast<void*>(cos_sin.data()), DType::kF32, config.max_position_embeddings, config.head_dim);
+}
+
+Tensor Decoder::Impl::Vector(const Buffer& buffer, int64_t cols) const {
+  return Tensor(const_cast<void*>(buffer.data()), dtype, 1, cols);
+}
+
+void Decoder::Impl::CheckTokens(std::span<const int32_t> tokens, const Weights& weights) const {
+  LOCKSTEP_CHECK(weights.dtype == dtype, "weights and decoder have different dtypes");
+  LOCKSTEP_CHECK(weights.config.hidden_size == config.hidden_size && weights.layers.size() == config.num_layers,
+                 "weights and decoder have different shapes");
+  for (int32_t token : tokens) {
+    LOCKSTEP_CHECK(token >= 0 && token < config.vocab_size, "token id outside the vocabulary");
+  }
+}
+
+// The decoder layer of Llama and Qwen2. x is the residual stream:
+//   x += o_proj(attention(rope(q), rope(k), v)),  q, k, v = qkv_proj(rms_norm(x))
+//   x += down_proj(silu(gate) * up),              gate, up = gate_up_proj(rms_norm(x))
+void Decoder::Impl::RunLayer(const LayerWeights& weights, const LayerTensors& tensors,
+                             std::span<const int32_t> positions, AttendFn attend, LayerExtent extent) {
+  const LayerTensors& t = tensors;
+  const int64_t D = config.hidden_size, E = config.head_dim;
+  const QkvViews qkv = SplitQkv(t.qkv);
+
+  ops->RmsNorm(t.input, Vector(weights.input_norm, D), config.rms_norm_eps, t.normed, t.input_rstd);
+  ops->Linear(t.normed, weights.qkv, Vector(weights.qkv_bias, config.qkv_rows()), /*residual=*/{}, t.qkv);
+  ops->Rope(qkv.q, config.num_heads, E, positions, RopeTable(), /*backward=*/false);
+  ops->Rope(qkv.k, config.num_kv_heads, E, positions, RopeTable(), /*backward=*/false);
+  attend(qkv, t);
+  ops->Linear(t.attention, weights.o, /*bias=*/{}, /*residual=*/t.input, t.middle);
+
+  ops->RmsNorm(t.middle, Vector(weights.post_norm, D), config.rms_norm_eps, t.normed, t.post_rstd);
+  ops->Linear(t.normed, weights.gate_up, /*bias=*/{}, /*residual=*/{}, t.gate_up);
+  if (extent == LayerExtent::kThroughGateUp) return;
+  ops->SwiGlu(t.gate_up, t.activated);
+  ops->Linear(t.activated, weights.down, /*bias=*/{}, /*residual=*/t.middle, t.output);
+}
+
+Decoder::Decoder(const ModelConfig& config, DType dtype, Ops* ops)
+    : impl_(std::make_unique<Impl>(config, dtype, ops)) {}
+
+Decoder::~Decoder() = default;
+
+void Decoder::ForwardPaged(const Weights& weights, const PagedBatch& batch, const KvStorage& cache,
+                           const Tensor& final_hidden) {
+  Impl& m = *impl_;
+  const ModelConfig& config = m.config;
+  const int64_t T = static_cast<int64_t>(batch.tokens.size()), D = config.hidden_size;
+  const int64_t R = static_cast<int64_t>(batch.output_rows.size());
+  m.CheckTokens(batch.tokens, weights);
+  LOCKSTEP_CHECK(batch.positions.size() == batch.tokens.size(), "one position for each token");
+  LOCKSTEP_CHECK(final_hidden.rows == R && final_hidden.cols == D, "final_hidden is [output_rows, D]");
+  for (int32_t position : batch.positions) {
+    LOCKSTEP_CHECK(position >= 0 && position < config.max_position_embeddings, "position beyond the model's longest");
+  }
+  if (T == 0) return;
+
+  LayerTensors t;
+  const auto carve = [&](Carver carver) {
+    t.input = carver.Take(m.dtype, T, D);
+    t.middle = t.output = t.input;  // the residual stream is updated in place
+    t.normed = carver.Take(m.dtype, T, D);
+    t.qkv = carver.Take(m.dtype, T, config.qkv_rows());
+    t.attention = carver.Take(m.dtype, T, config.num_heads * config.head_dim);
+    t.gate_up = carver.Take(m.dtype, T, 2 * config.intermediate_size);
+    t.activated = carver.Take(m.dtype, T, config.intermediate_size);
+    return carver.bytes();
+  };
+  Reserve(m.paged_block, carve(Carver(nullptr)));
+  carve(Carver(m.paged_block.data()));
+
+  m.ops->Embedding(batch.tokens, weights.embed, t.input);
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    const auto attend = [&](const QkvViews& qkv, const LayerTensors& tensors) {
+      m.ops->WriteKv(m.attention_shape, qkv.k, qkv.v, batch.sequences, cache.layer(layer));
+      m.ops->AttentionPaged(m.attention_shape, qkv.q, batch.sequences, cache.layer(layer), tensors.attention);
+    };
+    m.RunLayer(weights.layers[layer], t, batch.positions, attend, LayerExtent::kThroughOutput);
+  }
+  if (R == 0) return;
+  GatherRows(t.output, batch.output_rows, final_hidden);
+  m.ops->RmsNorm(final_hidden, m.Vector(weights.final_norm, D), config.rms_norm_eps, final_hidden, nullptr);
+}
+
+void Decoder::Logits(const Weights& weights, const Tensor& final_hidden, const Tensor& logits) {
+  impl_->ops->Linear(final_hidden, weights.output(), /*bias=*/{}, /*residual=*/{}, logits);
+}
+
+void Decoder::Impl::RunPackedLayer(const Weights& weights, int64_t layer, std::span<const int32_t> cu_seqlens,
+                                   LayerExtent extent) {
+  const auto attend = [&](const QkvViews& qkv, const LayerTensors& tensors) {
+    ops->AttentionPacked(attention_shape, qkv.q, qkv.k, qkv.v, cu_seqlens, tensors.attention, tensors.lse);
+  };
+  RunLayer(weights.layers[layer], training.layers[layer], positions, attend, extent);
+  computed_layer = layer;
+}
+
+void Decoder::ForwardPacked(const Weights& weights, const PackedBatch& batch, float temperature, bool recompute,
+                            float* log_prob, float* entropy) {
+  Impl& m = *impl_;
+  const ModelConfig& config = m.config;
+  const int64_t T = static_cast<int64_t>(batch.tokens.size()), R = static_cast<int64_t>(batch.loss_rows.size());
+  m.CheckTokens(batch.tokens, weights);
+  m.CheckTokens(batch.targets, weights);
+  LOCKSTEP_CHECK(batch.targets.size() == batch.loss_rows.size(), "one target for each loss row");
+  LOCKSTEP_CHECK(!batch.cu_seqlens.empty() && batch.cu_seqlens.front() == 0 && batch.cu_seqlens.back() == T,
+                 "cu_seqlens runs from 0 to the number of tokens");
+  m.positions.resize(T);
+  for (size_t i = 0; i + 1 < batch.cu_seqlens.size(); ++i) {
+    const int32_t begin = batch.cu_seqlens[i], end = batch.cu_seqlens[i + 1];
+    LOCKSTEP_CHECK(begin <= end && end - begin <= config.max_position_embeddings,
+                   "packed sequence is longer than the model's longest");
+    for (int32_t row = begin; row < end; ++row) m.positions[row] = row - begin;
+  }
+  m.forward_tokens = T;
+  m.forward_loss_rows = R;
+  m.recompute = recompute;
+  if (T == 0) return;
+
+  Carver counter(nullptr);
+  Impl::CarveTraining(config, m.dtype, T, R, recompute, counter, m.training);
+  Reserve(m.training_block, counter.bytes());
+  Carver carver(m.training_block.data());
+  Impl::CarveTraining(config, m.dtype, T, R, recompute, carver, m.training);
+
+  Impl::Training& t = m.training;
+  m.ops->Embedding(batch.tokens, weights.embed, t.streams.front());
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    m.RunPackedLayer(weights, layer, batch.cu_seqlens, LayerExtent::kThroughOutput);
+  }
+  if (R == 0) return;
+  GatherRows(t.streams.back(), batch.loss_rows, t.loss_input);
+  m.ops->RmsNorm(t.loss_input, m.Vector(weights.final_norm, config.hidden_size), config.rms_norm_eps, t.loss_normed,
+                 t.loss_rstd);
+  m.ops->LogProb(t.loss_normed, weights.output(), batch.targets, temperature, log_prob, entropy, t.loss_lse);
+}
+
+}  // namespace lockstep

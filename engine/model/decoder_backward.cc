@@ -1,0 +1,152 @@
+// The transposed walk of decoder.cc: the same operations, last to first. Activation gradients are stored in the
+// activation dtype, parameter gradients are added in FP32.
+#include <cstring>
+
+#include "engine/base/check.h"
+#include "engine/model/decoder.h"
+#include "engine/model/decoder_impl.h"
+
+namespace lockstep {
+namespace {
+
+// What the operations themselves hold, at most: GEMM packs of the widest activations in FP32, and the lm_head chunks of
+// LogProb and its backward pass.
+constexpr int64_t kOpsChunkRows = 1024;
+
+size_t OpsScratchBytes(const ModelConfig& config, int64_t tokens) {
+  const int64_t widest = std::max({2 * config.intermediate_size, config.qkv_rows(), config.hidden_size});
+  const int64_t packs = 2 * tokens * widest;
+  const int64_t lm_head = 2 * std::min(tokens, kOpsChunkRows) * config.vocab_size;
+  return sizeof(float) * static_cast<size_t>(packs + lm_head) + (size_t{16} << 20);
+}
+
+}  // namespace
+
+void Decoder::Impl::CarveTraining(const ModelConfig& config, DType dtype, int64_t tokens, int64_t loss_rows,
+                                  bool recompute, Carver& carver, Training& training) {
+  const int64_t T = tokens, R = loss_rows, L = config.num_layers, D = config.hidden_size;
+  const int64_t F = config.intermediate_size, query_cols = config.num_heads * config.head_dim;
+  Training& t = training;
+  t.streams.resize(L + 1);
+  t.layers.resize(L);
+  for (Tensor& stream : t.streams) stream = carver.Take(dtype, T, D);
+  const Tensor normed = carver.Take(dtype, T, D);
+  const Tensor activated = carver.Take(dtype, T, F);
+  for (int64_t layer = 0; layer < L; ++layer) {
+    LayerTensors& kept = t.layers[layer];
+    if (recompute && layer > 0) {
+      kept = t.layers.front();
+    } else {
+      kept.qkv = carver.Take(dtype, T, config.qkv_rows());
+      kept.attention = carver.Take(dtype, T, query_cols);
+      kept.lse = carver.Take(DType::kF32, T, config.num_heads);
+      kept.middle = carver.Take(dtype, T, D);
+      kept.gate_up = carver.Take(dtype, T, 2 * F);
+      kept.input_rstd = carver.Take(DType::kF32, 1, T).As<float>();
+      kept.post_rstd = carver.Take(DType::kF32, 1, T).As<float>();
+    }
+    kept.input = t.streams[layer];
+    kept.output = t.streams[layer + 1];
+    kept.normed = normed;
+    kept.activated = activated;
+  }
+  t.loss_input = carver.Take(dtype, R, D);
+  t.loss_normed = carver.Take(dtype, R, D);
+  t.loss_rstd = carver.Take(DType::kF32, 1, R).As<float>();
+  t.loss_lse = carver.Take(DType::kF32, 1, R).As<float>();
+
+  t.d_stream = carver.Take(dtype, T, D);
+  t.d_normed = carver.Take(dtype, T, D);
+  const size_t shared = carver.Mark();
+  t.d_loss = carver.Take(dtype, R, D);
+  carver.Rewind(shared);
+  t.d_gate_up = carver.Take(dtype, T, 2 * F);
+  carver.Rewind(shared);
+  t.d_attention = carver.Take(dtype, T, query_cols);
+  t.d_qkv = carver.Take(dtype, T, config.qkv_rows());
+}
+
+void Decoder::Impl::BackwardLayer(const Weights& weights, int64_t layer, std::span<const int32_t> cu_seqlens,
+                                  GradientArena gradients) {
+  const LayerWeights& w = weights.layers[layer];
+  const ParamLayout::LayerParams& at = weights.layout.layers[layer];
+  const int64_t D = config.hidden_size, E = config.head_dim;
+  const auto gradient = [&](int param) {
+    if (param < 0) return Tensor();
+    const ParamSpec& spec = weights.layout.params[param];
+    return Tensor(gradients + spec.offset, DType::kF32, spec.rows, spec.cols);
+  };
+  if (recompute && computed_layer != layer) {
+    RunPackedLayer(weights, layer, cu_seqlens, LayerExtent::kThroughGateUp);
+  }
+  const LayerTensors& t = training.layers[layer];
+  const Tensor& d_stream = training.d_stream;
+  const Tensor& d_normed = training.d_normed;
+
+  // x += down(silu(gate) * up). The product is dead once d_down has it, so its gradient takes its place.
+  ops->SwiGlu(t.gate_up, t.activated);
+  ops->LinearBackwardWeight(d_stream, t.activated, gradient(at.down), /*d_bias=*/{});
+  const Tensor& d_activated = t.activated;
+  ops->LinearBackwardInput(d_stream, w.down, d_activated, /*accumulate=*/false);
+  ops->SwiGluBackward(d_activated, t.gate_up, training.d_gate_up);
+  ops->RmsNorm(t.middle, Vector(w.post_norm, D), config.rms_norm_eps, t.normed, t.post_rstd);
+  ops->LinearBackwardWeight(training.d_gate_up, t.normed, gradient(at.gate_up), /*d_bias=*/{});
+  ops->LinearBackwardInput(training.d_gate_up, w.gate_up, d_normed, /*accumulate=*/false);
+  ops->RmsNormBackward(d_normed, t.middle, Vector(w.post_norm, D), t.post_rstd, /*d_residual=*/d_stream, d_stream,
+                       gradient(at.post_norm));
+
+  // x += o(attention(rope(q), rope(k), v))
+  const QkvViews qkv = SplitQkv(t.qkv), d_qkv = SplitQkv(training.d_qkv);
+  ops->LinearBackwardWeight(d_stream, t.attention, gradient(at.o), /*d_bias=*/{});
+  ops->LinearBackwardInput(d_stream, w.o, training.d_attention, /*accumulate=*/false);
+  ops->AttentionPackedBackward(attention_shape, training.d_attention, qkv.q, qkv.k, qkv.v, t.attention, t.lse,
+                               cu_seqlens, d_qkv.q, d_qkv.k, d_qkv.v);
+  ops->Rope(d_qkv.q, config.num_heads, E, positions, RopeTable(), /*backward=*/true);
+  ops->Rope(d_qkv.k, config.num_kv_heads, E, positions, RopeTable(), /*backward=*/true);
+  ops->RmsNorm(t.input, Vector(w.input_norm, D), config.rms_norm_eps, t.normed, t.input_rstd);
+  ops->LinearBackwardWeight(training.d_qkv, t.normed, gradient(at.qkv), gradient(at.qkv_bias));
+  ops->LinearBackwardInput(training.d_qkv, w.qkv, d_normed, /*accumulate=*/false);
+  ops->RmsNormBackward(d_normed, t.input, Vector(w.input_norm, D), t.input_rstd, /*d_residual=*/d_stream, d_stream,
+                       gradient(at.input_norm));
+}
+
+void Decoder::Backward(const Weights& weights, const PackedBatch& batch, float temperature, const float* coefficient,
+                       GradientArena gradients) {
+  Impl& m = *impl_;
+  const int64_t T = static_cast<int64_t>(batch.tokens.size()), R = static_cast<int64_t>(batch.loss_rows.size());
+  LOCKSTEP_CHECK(m.forward_tokens == T && m.forward_loss_rows == R,
+                 "Backward follows the ForwardPacked of the same batch, once");
+  m.forward_tokens = m.forward_loss_rows = -1;
+  if (T == 0 || R == 0) return;
+  const ParamLayout& layout = weights.layout;
+  const auto gradient = [&](int param) {
+    const ParamSpec& spec = layout.params[param];
+    return Tensor(gradients + spec.offset, DType::kF32, spec.rows, spec.cols);
+  };
+
+  const Impl::Training& t = m.training;
+  m.ops->LogProbBackward(t.loss_normed, weights.output(), batch.targets, temperature, coefficient, t.loss_lse, t.d_loss,
+                         gradient(layout.output()));
+  m.ops->RmsNormBackward(t.d_loss, t.loss_input, m.Vector(weights.final_norm, m.config.hidden_size), t.loss_rstd,
+                         /*d_residual=*/{}, t.d_loss, gradient(layout.final_norm));
+  // The transpose of gathering the loss rows: rows without a loss have no gradient from above.
+  const size_t row_bytes = m.config.hidden_size * DTypeSize(m.dtype);
+  std::memset(t.d_stream.data, 0, T * row_bytes);
+  for (int64_t i = 0; i < R; ++i) std::memcpy(t.d_stream.Row(batch.loss_rows[i]), t.d_loss.Row(i), row_bytes);
+
+  for (int64_t layer = m.config.num_layers - 1; layer >= 0; --layer) {
+    m.BackwardLayer(weights, layer, batch.cu_seqlens, gradients);
+  }
+  m.ops->EmbeddingBackward(batch.tokens, t.d_stream, gradient(layout.embed));
+}
+
+size_t Decoder::TrainingBytes(const ModelConfig& config, DType dtype, int64_t tokens, bool recompute) {
+  Carver counter(nullptr);
+  Impl::Training training;
+  Impl::CarveTraining(config, dtype, tokens, tokens, recompute, counter, training);
+  const size_t rope_table = config.max_position_embeddings * config.head_dim * sizeof(float);
+  const size_t positions = tokens * sizeof(int32_t);
+  return counter.bytes() + positions + rope_table + OpsScratchBytes(config, tokens);
+}
+
+}  // namespace lockstep

@@ -1,0 +1,120 @@
+// Private to the decoder: what one forward call holds, and the layer that paged and packed forward share.
+#ifndef LOCKSTEP_ENGINE_MODEL_DECODER_IMPL_H_
+#define LOCKSTEP_ENGINE_MODEL_DECODER_IMPL_H_
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "engine/model/decoder.h"
+
+namespace lockstep {
+
+// Carves tensors out of one block of memory, each on a cache line. With a null base it only counts bytes, so the size
+// of a block and its layout come from the same lines of code.
+class Carver {
+ public:
+  explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
+
+  Tensor Take(DType dtype, int64_t rows, int64_t cols) {
+    constexpr size_t kAlignment = 64;
+    void* data = base_ == nullptr ? nullptr : base_ + used_;
+    used_ += (static_cast<size_t>(rows * cols) * DTypeSize(dtype) + kAlignment - 1) / kAlignment * kAlignment;
+    peak_ = std::max(peak_, used_);
+    return Tensor(data, dtype, rows, cols);
+  }
+  size_t Mark() const { return used_; }
+  // Gives everything taken since `mark` back: what comes next lies over it.
+  void Rewind(size_t mark) { used_ = mark; }
+  size_t bytes() const { return peak_; }
+
+ private:
+  char* base_;
+  size_t used_ = 0;
+  size_t peak_ = 0;
+};
+
+// The tensors of one layer on T tokens. Training keeps those of the first group for every layer (or, with recompute,
+// for one layer at a time); the second group is scratch that the backward pass computes again, since it is cheap.
+struct LayerTensors {
+  Tensor input;                 // [T, D] residual stream
+  Tensor qkv;                   // [T, (H + 2G) E], rotated
+  Tensor attention;             // [T, H E]
+  Tensor lse;                   // [T, H] FP32, packed only
+  Tensor middle;                // [T, D] residual stream after attention
+  Tensor gate_up;               // [T, 2F]
+  Tensor output;                // [T, D] residual stream
+  float* input_rstd = nullptr;  // [T], packed only
+  float* post_rstd = nullptr;   // [T], packed only
+
+  Tensor normed;     // [T, D]
+  Tensor activated;  // [T, F]
+};
+
+// Column views of a fused [T, (H + 2G) E] tensor.
+struct QkvViews {
+  Tensor q, k, v;
+};
+
+// How much of a layer to run: the backward pass of a recomputed layer does not need the layer's output.
+enum class LayerExtent { kThroughGateUp, kThroughOutput };
+
+using AttendFn = absl::FunctionRef<void(const QkvViews& qkv, const LayerTensors& tensors)>;
+
+struct Decoder::Impl {
+  Impl(const ModelConfig& config, DType dtype, Ops* ops);
+
+  // The layer, for every caller. `attend` fills tensors.attention from q, k, v.
+  void RunLayer(const LayerWeights& weights, const LayerTensors& tensors, std::span<const int32_t> positions,
+                AttendFn attend, LayerExtent extent);
+  // Runs layer `layer` of the packed batch from its input.
+  void RunPackedLayer(const Weights& weights, int64_t layer, std::span<const int32_t> cu_seqlens, LayerExtent extent);
+  void BackwardLayer(const Weights& weights, int64_t layer, std::span<const int32_t> cu_seqlens,
+                     GradientArena gradients);
+
+  QkvViews SplitQkv(const Tensor& qkv) const;
+  Tensor RopeTable() const;
+  // [1, cols] view of a norm weight or bias; null-data when the buffer is empty.
+  Tensor Vector(const Buffer& buffer, int64_t cols) const;
+  void CheckTokens(std::span<const int32_t> tokens, const Weights& weights) const;
+
+  ModelConfig config;
+  DType dtype;
+  Ops* ops;
+  AttentionShape attention_shape;
+  Buffer cos_sin;  // [max_position_embeddings, E] FP32
+
+  Buffer paged_block;
+
+  // Training state: laid out by CarveTraining, valid from ForwardPacked to the Backward of the same batch.
+  struct Training {
+    std::vector<Tensor> streams;       // [L + 1] of [T, D]: streams[l] enters layer l
+    std::vector<LayerTensors> layers;  // [L]; with recompute all but `input` and `output` are shared
+    Tensor loss_input;                 // [R, D] rows of streams[L] that have a loss
+    Tensor loss_normed;                // [R, D]
+    float* loss_rstd = nullptr;        // [R]
+    float* loss_lse = nullptr;         // [R]
+
+    Tensor d_loss;       // [R, D]
+    Tensor d_stream;     // [T, D]
+    Tensor d_normed;     // [T, D]
+    Tensor d_gate_up;    // [T, 2F], dead when attention's gradients are made: they lie over it
+    Tensor d_attention;  // [T, H E]
+    Tensor d_qkv;        // [T, (H + 2G) E]
+  };
+  static void CarveTraining(const ModelConfig& config, DType dtype, int64_t tokens, int64_t loss_rows, bool recompute,
+                            Carver& carver, Training& training);
+  Buffer training_block;
+  Training training;
+  std::vector<int32_t> positions;  // [T] of the packed batch
+  int64_t forward_tokens = -1;     // T and R of the last ForwardPacked; -1: none, or its Backward is done
+  int64_t forward_loss_rows = -1;
+  bool recompute = false;
+  int64_t computed_layer = -1;  // recompute: whose tensors the shared slot holds
+};
+
+}  // namespace lockstep
+
+#endif  // LOCKSTEP_ENGINE_MODEL_DECODER_IMPL_H_
