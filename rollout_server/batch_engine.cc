@@ -1,0 +1,328 @@
+#include "rollout_server/batch_engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "engine/base/check.h"
+
+namespace lockstep {
+namespace {
+
+double SteadySeconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+void GrowTo(Buffer& buffer, size_t bytes) {
+  if (buffer.bytes() < bytes) buffer = Buffer(bytes);
+}
+
+}  // namespace
+
+BatchEngine::BatchEngine(const BatchEngineOptions& options, Ops* ops, std::shared_ptr<const Weights> weights,
+                         RolloutMetrics* metrics)
+    : options_(options),
+      ops_(ops),
+      metrics_(metrics),
+      config_(weights->config),
+      dtype_(weights->dtype),
+      decoder_(config_, dtype_, ops),
+      storage_(config_, dtype_, options.num_pages),
+      cache_(options.num_pages),
+      current_(std::move(weights)) {
+  LOCKSTEP_CHECK(options.limits.max_decode_rows > 0 && options.limits.prefill_chunk_tokens > 0, "limits are positive");
+  weight_sets_.emplace_back(current_, next_weights_id_++);
+  metrics_->kv_cache_blocks.Set(static_cast<double>(options.num_pages));
+  metrics_->kv_cache_blocks_used.Set(0);
+  metrics_->weight_version.Set(static_cast<double>(current_->version));
+}
+
+BatchEngine::~BatchEngine() {
+  for (SequencePtr& sequence : sequences_) cache_.Release(sequence->pages);
+  LOCKSTEP_CHECK(cache_.used_pages() == 0, "every page is given back");
+}
+
+bool BatchEngine::Step() {
+  if (sequences_.empty()) return false;
+  const double begin = SteadySeconds();
+  const StepPlan plan = NextPlan();
+  if (plan.action == StepPlan::Action::kRun) Execute(plan);
+  RemoveFinished();
+  ForgetUnusedWeights();
+  if (plan.action != StepPlan::Action::kRun) return false;
+  CountStep(plan, SteadySeconds() - begin);
+  return true;
+}
+
+StepPlan BatchEngine::NextPlan() {
+  while (true) {
+    FillViews();
+    EndStalledConsumers();
+    StepPlan plan = PlanStep(views_, cache_.free_pages(), options_.limits, last_weights_id_);
+    if (plan.action != StepPlan::Action::kEvict) return plan;
+    Evict(*sequences_[plan.victim]);
+  }
+}
+
+void BatchEngine::FillViews() {
+  // How many pages an eviction would free matters only when pages may run out in this step.
+  const bool scarce = cache_.free_pages() <= options_.limits.max_decode_rows;
+  const ResultSink* sink = nullptr;
+  bool full = false;
+  views_.clear();
+  for (const SequencePtr& pointer : sequences_) {
+    const Sequence& sequence = *pointer;
+    if (sequence.group->sink.get() != sink) {
+      sink = sequence.group->sink.get();
+      full = sink->Full();
+      if (full) {
+        full_since_.try_emplace(sink, SteadySeconds());
+      } else {
+        full_since_.erase(sink);
+      }
+    }
+    SequenceView view;
+    view.state = sequence.state();
+    view.weights_id = WeightsId(sequence.weights != nullptr ? sequence.weights.get() : current_.get());
+    view.group = sequence.group->id;
+    view.fresh = sequence.tokens.empty();
+    view.blocked = full;
+    view.stale_kv_cache = sequence.stale_kv_cache;
+    view.prompt = sequence.group->prompt_tokens();
+    view.total = sequence.total();
+    view.cached = sequence.cached;
+    view.pages_held = sequence.pages.size();
+    view.exclusive_pages = scarce ? cache_.ExclusivePages(sequence.pages) : view.pages_held;
+    if (view.state == SequenceState::kDecoding) {
+      view.append_pages = cache_.PagesToAppend(sequence.pages, sequence.cached, 1);
+    }
+    views_.push_back(view);
+  }
+}
+
+void BatchEngine::Execute(const StepPlan& plan) {
+  last_weights_id_ = plan.weights_id;
+  PlacePages(plan);
+  // The sequences of a step have one weight set; hold it, since the last of them may finish.
+  const std::shared_ptr<const Weights> weights = sequences_[plan.entries.front().sequence]->weights;
+  batch_.tokens.clear();
+  batch_.positions.clear();
+  batch_.sequences.clear();
+  batch_.output_rows.clear();
+  owners_.clear();
+  for (const BatchEntry& entry : plan.entries) {
+    Sequence& sequence = *sequences_[entry.sequence];
+    LOCKSTEP_CHECK(sequence.weights == weights, "a step has one weight set");
+    PagedSequence rows;
+    rows.row_begin = static_cast<int64_t>(batch_.tokens.size());
+    rows.row_count = entry.count;
+    rows.position_begin = entry.begin;
+    rows.pages = sequence.pages.pages();
+    batch_.sequences.push_back(rows);
+    for (int64_t position = entry.begin; position < entry.begin + entry.count; ++position) {
+      batch_.tokens.push_back(sequence.token_at(position));
+      batch_.positions.push_back(static_cast<int32_t>(position));
+    }
+    sequence.cached = entry.begin + entry.count;
+    if (!entry.gives_token) continue;
+    LOCKSTEP_CHECK(sequence.cached == sequence.total(), "the output row is the last known token's");
+    batch_.output_rows.push_back(static_cast<int32_t>(batch_.tokens.size() - 1));
+    owners_.push_back(&sequence);
+  }
+  const auto rows = static_cast<int64_t>(owners_.size());
+  const size_t hidden_row_bytes = static_cast<size_t>(config_.hidden_size) * DTypeSize(dtype_);
+  GrowTo(hidden_, hidden_row_bytes * static_cast<size_t>(std::max<int64_t>(rows, 1)));
+  const Tensor hidden(hidden_.data(), dtype_, rows, config_.hidden_size);
+  const double begin = SteadySeconds();
+  decoder_.ForwardPaged(*weights, batch_, storage_, hidden);
+  counted_.decoder_seconds += SteadySeconds() - begin;
+  SampleRows(*weights, owners_);
+}
+
+void BatchEngine::PlacePages(const StepPlan& plan) {
+  for (const BatchEntry& entry : plan.entries) {
+    Sequence& sequence = *sequences_[entry.sequence];
+    if (entry.admitted) {
+      if (sequence.weights == nullptr) sequence.weights = current_;
+      if (entry.shared > 0) cache_.Share(sequences_[entry.donor]->pages, entry.shared, sequence.pages);
+      sequence.MoveTo(SequenceState::kPrefill);
+    }
+    // An admission takes the pages of everything it will prefill; a prefill under way has them.
+    const int64_t end = entry.admitted ? sequence.total() : entry.begin + entry.count;
+    const KvCache::Appended appended = cache_.Append(sequence.pages, entry.begin, end - entry.begin);
+    LOCKSTEP_CHECK(appended.ok, "a plan takes only pages that are free");
+    if (appended.copy.has_value()) storage_.CopyPage(appended.copy->from, appended.copy->to, appended.copy->tokens);
+  }
+}
+
+void BatchEngine::SampleRows(const Weights& weights, std::span<Sequence* const> owners) {
+  const int64_t vocab_size = config_.vocab_size;
+  const auto rows = static_cast<int64_t>(owners.size());
+  GrowTo(logits_, sizeof(float) * static_cast<size_t>(vocab_size * std::min(rows, kLogitRows)));
+  for (int64_t begin = 0; begin < rows; begin += kLogitRows) {
+    const int64_t count = std::min(kLogitRows, rows - begin);
+    const Tensor hidden = Tensor(hidden_.data(), dtype_, rows, config_.hidden_size).Rows(begin, count);
+    const Tensor logits(logits_.data(), DType::kF32, count, vocab_size);
+    const double started = SteadySeconds();
+    decoder_.Logits(weights, hidden, logits);
+    counted_.decoder_seconds += SteadySeconds() - started;
+    for (int64_t row = 0; row < count; ++row) {
+      SampleRow(*owners[static_cast<size_t>(begin + row)], logits_.As<float>() + row * vocab_size);
+    }
+  }
+}
+
+void BatchEngine::SampleRow(Sequence& sequence, const float* logits) {
+  const v1::SamplingParams& sampling = sequence.group->spec.sampling();
+  const bool first_token = sequence.tokens.empty();
+  float lse = 0;
+  bool finite = AllFinite(logits, config_.vocab_size);
+  if (finite && sampling.temperature() != 0) {
+    lse = ops_->LogSumExp(logits, config_.vocab_size, sampling.temperature());
+    finite = std::isfinite(lse);
+  }
+  if (!finite) {
+    metrics_->nonfinite_logits.Increment();
+    // The row would have served the siblings too.
+    for (const SequencePtr& other : sequences_) {
+      if (first_token && other.get() != &sequence && other->group == sequence.group && other->tokens.empty() &&
+          other->state() == SequenceState::kWaiting) {
+        Finish(*other, v1::FINISH_REASON_NONFINITE);
+      }
+    }
+    Finish(sequence, v1::FINISH_REASON_NONFINITE);
+    return;
+  }
+  sampler_.SetRow(logits, config_.vocab_size,
+                  {.temperature = sampling.temperature(), .top_p = sampling.top_p(), .top_k = sampling.top_k()}, lse);
+  if (sequence.state() == SequenceState::kPrefill) sequence.MoveTo(SequenceState::kDecoding);
+  if (first_token) ForkSiblings(sequence);
+  AppendDraw(sequence);
+}
+
+void BatchEngine::ForkSiblings(Sequence& leader) {
+  ActiveGroup& group = *leader.group;
+  if (!group.first_token_seen) {
+    group.first_token_seen = true;
+    metrics_->time_to_first_token_seconds.Observe(SteadySeconds() - group.admitted_seconds);
+  }
+  for (const SequencePtr& pointer : sequences_) {
+    Sequence& sibling = *pointer;
+    if (&sibling == &leader || sibling.group != leader.group || !sibling.tokens.empty()) continue;
+    if (sibling.state() != SequenceState::kWaiting) continue;
+    cache_.Share(leader.pages, leader.cached, sibling.pages);
+    sibling.cached = leader.cached;
+    sibling.weights = leader.weights;
+    sibling.MoveTo(SequenceState::kDecoding);
+    AppendDraw(sibling);
+  }
+}
+
+void BatchEngine::AppendDraw(Sequence& sequence) {
+  const v1::Group& spec = sequence.group->spec;
+  const Draw draw = sampler_.Sample({.seed = spec.seed(),
+                                     .group_id = spec.group_id(),
+                                     .sample_index = sequence.sample_index,
+                                     .token_index = static_cast<uint32_t>(sequence.tokens.size())});
+  sequence.tokens.push_back(draw.token);
+  sequence.log_probs.push_back(draw.log_prob);
+  sequence.weight_versions.push_back(sequence.weights->version);
+  ++counted_.generated_tokens;
+  metrics_->generated_tokens.Increment();
+  const std::vector<int32_t>& stops = sequence.group->stop_token_ids;
+  if (std::find(stops.begin(), stops.end(), draw.token) != stops.end()) {
+    Finish(sequence, v1::FINISH_REASON_STOP);
+  } else if (sequence.tokens.size() >= spec.sampling().max_tokens()) {
+    Finish(sequence, v1::FINISH_REASON_LENGTH);
+  } else if (sequence.tokens.size() - sequence.num_sent >= kChunkTokens) {
+    sequence.group->sink->Push(sequence.TakeChunk(v1::FINISH_REASON_UNSPECIFIED));
+  }
+}
+
+void BatchEngine::Finish(Sequence& sequence, v1::FinishReason reason) {
+  ActiveGroup& group = *sequence.group;
+  group.sink->Push(sequence.TakeChunk(reason));
+  metrics_->Finished(reason).Increment();
+  metrics_->response_length_tokens.Observe(static_cast<double>(sequence.tokens.size()));
+  Drop(sequence);
+  if (group.unfinished == 0) {
+    // A consumer may be gone after its last group; while one is full, only a cancellation ends a group.
+    full_since_.erase(group.sink.get());
+    v1::GenerateResponse credit;
+    credit.mutable_credits()->set_groups(1);
+    group.sink->Push(std::move(credit));
+  }
+}
+
+void BatchEngine::Drop(Sequence& sequence) {
+  cache_.Release(sequence.pages);
+  sequence.cached = 0;
+  sequence.weights = nullptr;
+  sequence.MoveTo(SequenceState::kFinished);
+  --sequence.group->unfinished;
+}
+
+void BatchEngine::Evict(Sequence& sequence) {
+  LOCKSTEP_CHECK(sequence.pages.size() > 0, "an evicted sequence has pages");
+  cache_.Release(sequence.pages);
+  sequence.cached = 0;
+  sequence.MoveTo(SequenceState::kEvicted);
+  ++counted_.preemptions;
+  metrics_->preemptions.Increment();
+}
+
+void BatchEngine::RemoveFinished() {
+  std::erase_if(sequences_, [](const SequencePtr& s) { return s->state() == SequenceState::kFinished; });
+}
+
+void BatchEngine::EndStalledConsumers() {
+  if (full_since_.empty()) return;
+  const double now = SteadySeconds();
+  std::vector<const ResultSink*> stalled;
+  for (const auto& [sink, since] : full_since_) {
+    if (now - since > options_.stall_limit_seconds) stalled.push_back(sink);
+  }
+  if (stalled.empty()) return;
+  for (const ResultSink* sink : stalled) {
+    for (const SequencePtr& sequence : sequences_) {
+      if (sequence->group->sink.get() != sink) continue;
+      sequence->group->sink->Fail("the consumer has not read for too long; its samples were dropped");
+      break;
+    }
+    Close(sink);
+  }
+  FillViews();
+}
+
+void BatchEngine::CountStep(const StepPlan& plan, double seconds) {
+  int64_t decode_rows = 0, prompt_tokens = 0;
+  for (const BatchEntry& entry : plan.entries) {
+    const SequenceView& view = views_[entry.sequence];
+    if (view.state == SequenceState::kDecoding) {
+      ++decode_rows;
+    } else {
+      prompt_tokens += std::max<int64_t>(0, std::min(entry.begin + entry.count, view.prompt) - entry.begin);
+    }
+  }
+  ++counted_.steps;
+  counted_.step_seconds += seconds;
+  if (prompt_tokens > 0) metrics_->prompt_tokens.Increment(static_cast<double>(prompt_tokens));
+  if (decode_rows > 0) metrics_->batch_size.Observe(static_cast<double>(decode_rows));
+  metrics_->step_seconds.Observe(seconds);
+  metrics_->registry->RecordProgress();
+}
+
+EngineStats BatchEngine::stats() const {
+  EngineStats stats = counted_;
+  for (const SequencePtr& sequence : sequences_) {
+    const bool has_pages =
+        sequence->state() == SequenceState::kPrefill || sequence->state() == SequenceState::kDecoding;
+    ++(has_pages ? stats.running : stats.waiting);
+  }
+  stats.pages_used = cache_.used_pages();
+  stats.weight_epoch = current_->epoch;
+  stats.weight_version = current_->version;
+  return stats;
+}
+
+}  // namespace lockstep

@@ -1,0 +1,153 @@
+// The batched decode engine without threads: sequences, KV cache, scheduler, sampler over one Decoder. Step() computes
+// one engine step; everything else happens between two steps, so a step never sees two weight sets and a token is
+// never computed with a mixture. Called by one thread (DecodeLoop's).
+//
+// Weights: each sequence is bound to a weight set at its first admission. SwitchWeights makes a set current and treats
+// what is in flight:
+//   finish             bound sequences keep their set (counted pointer) to their end; new ones take the new set. At
+//                      most kMaxWeightSets sets live: sequences of older ones go on as under `continue`.
+//   continue           tokens stay, with their versions; the cache is dropped and recomputed with the new weights.
+//   continue_stale_kv  tokens and cache stay; the sample is marked. Prompts in prefill begin anew.
+//   restart            tokens are dropped; the sample begins anew (its next chunk has token_index 0).
+// Prompt prefixes are shared within one weight set only.
+#ifndef LOCKSTEP_ROLLOUT_SERVER_BATCH_ENGINE_H_
+#define LOCKSTEP_ROLLOUT_SERVER_BATCH_ENGINE_H_
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/statusor.h"
+#include "engine/model/decoder.h"
+#include "rollout_server/kv_cache.h"
+#include "rollout_server/rollout_metrics.h"
+#include "rollout_server/sampler.h"
+#include "rollout_server/scheduler.h"
+#include "rollout_server/sequence.h"
+
+namespace lockstep {
+
+enum class InFlight : uint8_t { kFinish, kContinue, kContinueStaleKv, kRestart };
+// "finish", "continue", "continue_stale_kv", "restart".
+absl::StatusOr<InFlight> ParseInFlight(const std::string& name);
+
+// Tokens of a sample that are gathered before they are sent; the end of the sample sends what there is.
+inline constexpr size_t kChunkTokens = 16;
+// Rows of vocabulary-sized logits that exist at a time.
+inline constexpr int64_t kLogitRows = 64;
+// Weight sets in memory under `finish`: the current one and two older ones.
+inline constexpr size_t kMaxWeightSets = 3;
+// Groups whose highest attempt is remembered, for the refusal of late lower ones.
+inline constexpr size_t kMaxRememberedGroups = 65536;
+
+struct BatchEngineOptions {
+  int64_t num_pages = 0;
+  SchedulerLimits limits;
+  // A consumer that has been full for so long loses its samples.
+  double stall_limit_seconds = 60;
+};
+
+struct EngineStats {
+  uint32_t running = 0;  // samples in prefill or decoding
+  uint32_t waiting = 0;  // samples that wait for their first or next pages
+  int64_t pages_used = 0;
+  uint64_t generated_tokens = 0;
+  uint64_t preemptions = 0;
+  uint64_t steps = 0;
+  double decoder_seconds = 0;  // in ForwardPaged and Logits
+  double step_seconds = 0;     // in Step
+  uint64_t weight_epoch = 0;
+  uint64_t weight_version = 0;
+};
+
+class BatchEngine {
+ public:
+  // ops and metrics outlive the engine. `weights` is the first current set.
+  BatchEngine(const BatchEngineOptions& options, Ops* ops, std::shared_ptr<const Weights> weights,
+              RolloutMetrics* metrics);
+  ~BatchEngine();
+
+  // A group that passed CheckGroup. Refused (by a message to the sink) when the weights are older than it asks for or
+  // its attempt is not the newest. A higher attempt ends a lower one that still runs.
+  void Submit(v1::Group group, std::shared_ptr<ResultSink> sink);
+  // Ends the group's samples as cancelled; nothing if it does not run.
+  void Cancel(const ResultSink* sink, uint64_t group_id, uint32_t attempt);
+  // Drops all samples of a consumer that is gone: nothing more is pushed to it.
+  void Close(const ResultSink* sink);
+  // Refused unless `weights` has the shape and dtype of the first set and a greater (epoch, version).
+  absl::Status SwitchWeights(std::shared_ptr<const Weights> weights, InFlight in_flight);
+
+  // One engine step. False: nothing could be computed.
+  bool Step();
+  bool idle() const { return sequences_.empty(); }
+
+  EngineStats stats() const;
+  int64_t free_pages() const { return cache_.free_pages(); }
+  const Weights& current_weights() const { return *current_; }
+
+ private:
+  using SequencePtr = std::unique_ptr<Sequence>;
+
+  StepPlan NextPlan();
+  void FillViews();
+  uint64_t WeightsId(const Weights* weights) const;
+  void ForgetUnusedWeights();
+
+  void Execute(const StepPlan& plan);
+  void PlacePages(const StepPlan& plan);
+  void SampleRows(const Weights& weights, std::span<Sequence* const> owners);
+  void SampleRow(Sequence& sequence, const float* logits);
+  // The tokens' last prompt row serves all samples of the group that wait for it.
+  void ForkSiblings(Sequence& leader);
+  void AppendDraw(Sequence& sequence);
+  void CountStep(const StepPlan& plan, double seconds);
+  void Finish(Sequence& sequence, v1::FinishReason reason);
+  void Drop(Sequence& sequence);
+  void Evict(Sequence& sequence);
+  void RemoveFinished();
+  void EndStalledConsumers();
+
+  void SwitchSequence(Sequence& sequence, InFlight in_flight);
+  // Back to the start of its life, bound to no weights.
+  void StartAnew(Sequence& sequence);
+  // The reason of a refusal, or OK after lower attempts have been ended.
+  absl::Status AdmitAttempt(const v1::Group& group, const ResultSink* sink);
+
+  const BatchEngineOptions options_;
+  Ops* const ops_;
+  RolloutMetrics* const metrics_;
+  const ModelConfig config_;
+  const DType dtype_;
+  Decoder decoder_;
+  KvStorage storage_;
+  KvCache cache_;
+  Sampler sampler_;
+
+  std::vector<SequencePtr> sequences_;  // by age, oldest first
+  std::shared_ptr<const Weights> current_;
+  std::vector<std::pair<std::shared_ptr<const Weights>, uint64_t>> weight_sets_;  // oldest first, with their ids
+  uint64_t next_weights_id_ = 1;
+  uint64_t last_weights_id_ = 0;
+  uint64_t next_group_ = 1;
+
+  using GroupKey = std::pair<std::string, uint64_t>;  // run_id, group_id
+  using AttemptKey = std::pair<uint64_t, uint32_t>;   // min_weight_epoch, attempt
+  absl::flat_hash_map<GroupKey, AttemptKey> attempts_;
+  std::deque<GroupKey> attempts_order_;
+  absl::flat_hash_map<const ResultSink*, double> full_since_;
+
+  // Scratch of a step.
+  std::vector<SequenceView> views_;
+  PagedBatch batch_;
+  std::vector<Sequence*> owners_;  // of output rows
+  Buffer hidden_;                  // [output rows, D]
+  Buffer logits_;                  // [kLogitRows, V] FP32
+  EngineStats counted_;
+};
+
+}  // namespace lockstep
+
+#endif  // LOCKSTEP_ROLLOUT_SERVER_BATCH_ENGINE_H_

@@ -1,0 +1,58 @@
+// The one thread that touches the engine. Requests of other threads are commands that it takes between two engine
+// steps; so a weight switch falls between two steps by construction.
+#ifndef LOCKSTEP_ROLLOUT_SERVER_DECODE_LOOP_H_
+#define LOCKSTEP_ROLLOUT_SERVER_DECODE_LOOP_H_
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "rollout_server/batch_engine.h"
+
+namespace lockstep {
+
+class DecodeLoop {
+ public:
+  // metrics outlives the loop. The thread runs from here on.
+  DecodeLoop(std::unique_ptr<BatchEngine> engine, RolloutMetrics* metrics);
+  // Ends the thread after the step under way; samples in flight are dropped.
+  ~DecodeLoop();
+
+  // Runs `command` between two steps, on the loop's thread. Commands keep their order.
+  void Post(std::function<void(BatchEngine&)> command) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Makes `weights` current between two steps. Returns the seconds for which decoding stood still; DEADLINE_EXCEEDED
+  // leaves the old weights current.
+  absl::StatusOr<double> Flip(std::shared_ptr<const Weights> weights, const std::string& in_flight,
+                              absl::Duration timeout) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Whether all commands so far are done and no sample is in flight before `timeout` has passed.
+  bool WaitUntilIdle(absl::Duration timeout) ABSL_LOCKS_EXCLUDED(mutex_);
+  // As of the last step.
+  EngineStats stats() const ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  void Run();
+  // Takes commands, waiting for some when there is nothing to compute. False: stop.
+  bool TakeCommands(bool stepped, std::deque<std::function<void(BatchEngine&)>>* taken) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Publish() ABSL_LOCKS_EXCLUDED(mutex_);
+
+  const std::unique_ptr<BatchEngine> engine_;  // of the loop's thread
+  RolloutMetrics* const metrics_;
+  mutable absl::Mutex mutex_;
+  std::deque<std::function<void(BatchEngine&)>> commands_ ABSL_GUARDED_BY(mutex_);
+  bool stop_ ABSL_GUARDED_BY(mutex_) = false;
+  bool idle_ ABSL_GUARDED_BY(mutex_) = true;
+  EngineStats stats_ ABSL_GUARDED_BY(mutex_);
+  std::thread thread_;
+};
+
+}  // namespace lockstep
+
+#endif  // LOCKSTEP_ROLLOUT_SERVER_DECODE_LOOP_H_

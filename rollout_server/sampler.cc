@@ -1,0 +1,207 @@
+#include "rollout_server/sampler.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "engine/base/check.h"
+#include "engine/base/philox.h"
+
+namespace lockstep {
+namespace {
+
+// GCC vector extension: eight lanes, plain operators, no intrinsics.
+typedef float Float8 __attribute__((vector_size(32)));
+typedef int32_t Int8 __attribute__((vector_size(32)));
+
+constexpr int64_t kLanes = 8;
+// Tokens whose mass is summed as one; a draw walks at most one such block.
+constexpr int64_t kBlock = 256;
+
+Float8 Load(const float* source) {
+  Float8 value;
+  std::memcpy(&value, source, sizeof(value));
+  return value;
+}
+
+Float8 Splat(float value) { return Float8{} + value; }
+
+// exp(x) for x <= 0, relative error below 2e-7; 0 below about -87. Cephes' expf: x = n ln 2 + r, polynomial in r.
+Float8 ExpNonPositive(Float8 x) {
+  const Int8 underflow = x < -87.0f;
+  x = underflow ? Splat(-87.0f) : x;
+  const Float8 magic = Splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Float8 n = (x * 1.44269504088896341f + magic) - magic;
+  const Float8 r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  Float8 p = Splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const Int8 exponent = (__builtin_convertvector(n, Int8) + 127) << 23;
+  Float8 scale;
+  std::memcpy(&scale, &exponent, sizeof(scale));
+  const Float8 result = p * scale;
+  return underflow ? Splat(0.0f) : result;
+}
+
+// Masses exp(z - lse) of tokens [begin, begin + count), count <= kBlock, to `mass` (padded with zeros to whole lanes).
+void BlockMasses(const float* logits, int64_t count, float inverse_temperature, float lse, float* mass) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    Float8 x = Load(logits + i) * inverse_temperature - lse;
+    // Rounding may leave the likeliest token a hair above 0.
+    x = x > 0.0f ? Splat(0.0f) : x;
+    const Float8 value = ExpNonPositive(x);
+    std::memcpy(mass + i, &value, sizeof(value));
+  }
+  if (i == count) return;
+  float tail[kLanes];
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    tail[lane] = i + lane < count ? std::min(logits[i + lane] * inverse_temperature - lse, 0.0f) : -1000.0f;
+  }
+  const Float8 value = ExpNonPositive(Load(tail));
+  std::memcpy(mass + i, &value, sizeof(value));
+}
+
+double SumInOrder(const float* mass, int64_t count) {
+  // Eight running sums in FP64, folded in lane order: one fixed order.
+  double lanes[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i % kLanes] += mass[i];
+  double sum = 0;
+  for (double lane : lanes) sum += lane;
+  return sum;
+}
+
+int32_t ArgMax(const float* logits, int64_t vocab_size) {
+  return static_cast<int32_t>(std::max_element(logits, logits + vocab_size) - logits);
+}
+
+}  // namespace
+
+double DrawUniform(const DrawKey& key) {
+  const std::array<uint32_t, 4> words =
+      Philox4x32(key.seed, key.group_id, (uint64_t{key.sample_index} << 32) | key.token_index);
+  const uint64_t bits = ((uint64_t{words[0]} << 32) | words[1]) >> 12;  // 52 bits, so that + 0.5 is exact
+  return (static_cast<double>(bits) + 0.5) * 0x1p-52;
+}
+
+bool AllFinite(const float* logits, int64_t vocab_size) {
+  // A float is not finite when its exponent bits are all ones.
+  constexpr int32_t kExponent = 0x7f800000;
+  Int8 bad{};
+  int64_t i = 0;
+  for (; i + kLanes <= vocab_size; i += kLanes) {
+    Int8 bits;
+    std::memcpy(&bits, logits + i, sizeof(bits));
+    bad |= (bits & kExponent) == kExponent;
+  }
+  int32_t any = 0;
+  for (int64_t lane = 0; lane < kLanes; ++lane) any |= bad[lane];
+  for (; i < vocab_size; ++i) any |= std::isfinite(logits[i]) ? 0 : 1;
+  return any == 0;
+}
+
+void Sampler::SetRow(const float* logits, int64_t vocab_size, const SamplingTransform& transform, float lse) {
+  LOCKSTEP_CHECK(vocab_size > 0, "a row has tokens");
+  logits_ = logits;
+  vocab_size_ = vocab_size;
+  transform_ = transform;
+  lse_ = lse;
+  if (transform.temperature == 0) {
+    greedy_token_ = ArgMax(logits, vocab_size);
+    return;
+  }
+  inverse_temperature_ = 1.0f / transform.temperature;
+  const bool top_k = transform.top_k > 0 && transform.top_k < vocab_size;
+  restricted_ = top_k || transform.top_p < 1;
+  if (restricted_) {
+    KeepTop();
+    return;
+  }
+  block_mass_.clear();
+  float mass[kBlock];
+  double cumulated = 0;
+  for (int64_t begin = 0; begin < vocab_size; begin += kBlock) {
+    const int64_t count = std::min(kBlock, vocab_size - begin);
+    BlockMasses(logits + begin, count, inverse_temperature_, lse, mass);
+    cumulated += SumInOrder(mass, count);
+    block_mass_.push_back(cumulated);
+  }
+}
+
+void Sampler::KeepTop() {
+  kept_.resize(static_cast<size_t>(vocab_size_));
+  for (int64_t v = 0; v < vocab_size_; ++v) kept_[static_cast<size_t>(v)] = static_cast<int32_t>(v);
+  const auto before = [this](int32_t a, int32_t b) {
+    return logits_[a] > logits_[b] || (logits_[a] == logits_[b] && a < b);
+  };
+  if (transform_.top_k > 0 && transform_.top_k < vocab_size_) {
+    std::nth_element(kept_.begin(), kept_.begin() + transform_.top_k - 1, kept_.end(), before);
+    kept_.resize(transform_.top_k);
+  }
+  // Largest first from a heap, for as long as the mass is below top_p: the tail is never sorted.
+  const auto after = [&before](int32_t a, int32_t b) { return before(b, a); };
+  const float largest = logits_[*std::min_element(kept_.begin(), kept_.end(), before)] * inverse_temperature_;
+  const auto mass_of = [this, largest](int32_t token) {
+    return std::exp(static_cast<double>(logits_[token] * inverse_temperature_ - largest));
+  };
+  double total = 0;
+  if (transform_.top_p < 1) {
+    for (int32_t token : kept_) total += mass_of(token);
+  }
+  std::make_heap(kept_.begin(), kept_.end(), after);
+  std::vector<int32_t> ordered;
+  kept_mass_.clear();
+  double cumulated = 0;
+  for (auto end = kept_.end(); end != kept_.begin(); --end) {
+    std::pop_heap(kept_.begin(), end, after);
+    ordered.push_back(*(end - 1));
+    cumulated += mass_of(ordered.back());
+    kept_mass_.push_back(cumulated);
+    if (transform_.top_p < 1 && cumulated >= static_cast<double>(transform_.top_p) * total) break;
+  }
+  kept_ = std::move(ordered);
+  // From here on the log-prob of a kept token is z - lse_.
+  lse_ = static_cast<float>(largest + std::log(cumulated));
+}
+
+Draw Sampler::Sample(const DrawKey& key) const {
+  if (transform_.temperature == 0) return {greedy_token_, 0.0f};
+  const double u = DrawUniform(key);
+  return restricted_ ? SampleKept(u) : SampleAll(u);
+}
+
+Draw Sampler::SampleKept(double u) const {
+  const double target = u * kept_mass_.back();
+  const auto found = std::upper_bound(kept_mass_.begin(), kept_mass_.end(), target);
+  const size_t index = std::min(static_cast<size_t>(found - kept_mass_.begin()), kept_.size() - 1);
+  const int32_t token = kept_[index];
+  return {token, kept_.size() == 1 ? 0.0f : logits_[token] * inverse_temperature_ - lse_};
+}
+
+Draw Sampler::SampleAll(double u) const {
+  const double target = u * block_mass_.back();
+  const auto found = std::upper_bound(block_mass_.begin(), block_mass_.end(), target);
+  const int64_t block = std::min<int64_t>(found - block_mass_.begin(), static_cast<int64_t>(block_mass_.size()) - 1);
+  const int64_t begin = block * kBlock;
+  const int64_t count = std::min(kBlock, vocab_size_ - begin);
+  float mass[kBlock];
+  BlockMasses(logits_ + begin, count, inverse_temperature_, lse_, mass);
+  double cumulated = block == 0 ? 0 : block_mass_[static_cast<size_t>(block - 1)];
+  // The walk's sum and the block's differ in rounding; what falls between them goes to the last token with mass.
+  int64_t chosen = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (mass[i] <= 0) continue;
+    chosen = i;
+    cumulated += mass[i];
+    if (cumulated > target) break;
+  }
+  const auto token = static_cast<int32_t>(begin + chosen);
+  return {token, logits_[token] * inverse_temperature_ - lse_};
+}
+
+}  // namespace lockstep
