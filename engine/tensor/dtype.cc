@@ -57,9 +57,9 @@ uint16_t FloatToHalf(float value) {
   const uint32_t magnitude = bits & 0x7FFFFFFFu;
   if (magnitude > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00u | ((magnitude >> 13) & 0x3FFu));
   if (magnitude >= 0x477FF000u) return static_cast<uint16_t>(sign | 0x7C00u);  // rounds to 2^16 or above
-  if (magnitude < 0x38800000u) {                                              // below 2^-14: subnormal or zero
-    if (magnitude < 0x33000000u) return sign;                                 // below 2^-25; 2^-25 itself ties to zero
-    const uint32_t shift = 126 - (magnitude >> 23);                           // 14 .. 24
+  if (magnitude < 0x38800000u) {                                               // below 2^-14: subnormal or zero
+    if (magnitude < 0x33000000u) return sign;                                  // below 2^-25; 2^-25 itself ties to zero
+    const uint32_t shift = 126 - (magnitude >> 23);                            // 14 .. 24
     const uint32_t mantissa = (magnitude & 0x7FFFFFu) | 0x800000u;
     uint32_t result = mantissa >> shift;
     const uint32_t rest = mantissa & ((1u << shift) - 1);
