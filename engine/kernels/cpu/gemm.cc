@@ -36,25 +36,32 @@ void Tile(const float* a, const char* b, int64_t panel_stride_bytes, int64_t dep
           int64_t c_stride) {
   constexpr int64_t kStep = kPanelWidth * static_cast<int64_t>(DTypeSize(kType));
   __m256 acc[R][2 * P];
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
     for (int v = 0; v < 2 * P; ++v) {
       acc[r][v] = continue_chain ? _mm256_loadu_ps(c + r * c_stride + v * 8) : _mm256_setzero_ps();
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
     __m256 row_b[2 * P];
+#pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
       const char* at = b + p * panel_stride_bytes + k * kStep;
       _mm_prefetch(at + 2048, _MM_HINT_T0);
       row_b[2 * p] = LoadB<kType>(at);
       row_b[2 * p + 1] = LoadB<kType>(at + kStep / 2);
     }
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const __m256 value = _mm256_broadcast_ss(a + k * R + r);
+#pragma GCC unroll 8
       for (int v = 0; v < 2 * P; ++v) acc[r][v] = _mm256_fmadd_ps(value, row_b[v], acc[r][v]);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
     for (int v = 0; v < 2 * P; ++v) _mm256_storeu_ps(c + r * c_stride + v * 8, acc[r][v]);
   }
 }
