@@ -143,7 +143,7 @@ void BatchEngine::PlacePages(const StepPlan& plan) {
   for (const BatchEntry& entry : plan.entries) {
     Sequence& sequence = *sequences_[entry.sequence];
     if (entry.admitted) {
-      if (sequence.weights == nullptr) sequence.weights = current_;
+      if (sequence.weights == nullptr) BindGroup(*sequence.group);
       if (entry.shared > 0) cache_.Share(sequences_[entry.donor]->pages, entry.shared, sequence.pages);
       sequence.MoveTo(SequenceState::kPrefill);
     }
@@ -152,6 +152,12 @@ void BatchEngine::PlacePages(const StepPlan& plan) {
     const KvCache::Appended appended = cache_.Append(sequence.pages, entry.begin, end - entry.begin);
     LOCKSTEP_CHECK(appended.ok, "a plan takes only pages that are free");
     if (appended.copy.has_value()) storage_.CopyPage(appended.copy->from, appended.copy->to, appended.copy->tokens);
+  }
+}
+
+void BatchEngine::BindGroup(const ActiveGroup& group) {
+  for (const SequencePtr& sequence : sequences_) {
+    if (sequence->group.get() == &group && sequence->weights == nullptr) sequence->weights = current_;
   }
 }
 

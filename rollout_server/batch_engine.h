@@ -98,6 +98,8 @@ class BatchEngine {
 
   void Execute(const StepPlan& plan);
   void PlacePages(const StepPlan& plan);
+  // The samples that one prefill will serve start with one weight set.
+  void BindGroup(const ActiveGroup& group);
   void SampleRows(const Weights& weights, std::span<Sequence* const> owners);
   void SampleRow(Sequence& sequence, const float* logits);
   // The tokens' last prompt row serves all samples of the group that wait for it.

@@ -129,8 +129,8 @@ void BatchEngine::Close(const ResultSink* sink) {
 absl::Status BatchEngine::SwitchWeights(std::shared_ptr<const Weights> weights, InFlight in_flight) {
   if (weights->config.Hash() != config_.Hash() || weights->dtype != dtype_) {
     return absl::InvalidArgumentError(absl::StrCat("weights of model ", weights->config.Hash(), " in ",
-                                                   std::string(DTypeName(weights->dtype)), " do not fit model ", config_.Hash(),
-                                                   " in ", std::string(DTypeName(dtype_))));
+                                                   std::string(DTypeName(weights->dtype)), " do not fit model ",
+                                                   config_.Hash(), " in ", std::string(DTypeName(dtype_))));
   }
   const auto held = std::make_pair(current_->epoch, current_->version);
   const auto offered = std::make_pair(weights->epoch, weights->version);

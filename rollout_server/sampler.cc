@@ -1,70 +1,35 @@
 #include "rollout_server/sampler.h"
 
 #include <algorithm>
-#include <bit>
+#include <array>
 #include <cmath>
-#include <cstring>
 
 #include "engine/base/check.h"
 #include "engine/base/philox.h"
+#include "engine/kernels/cpu/vector_math.h"
 
 namespace lockstep {
 namespace {
 
-// GCC vector extension: eight lanes, plain operators, no intrinsics.
-typedef float Float8 __attribute__((vector_size(32)));
-typedef int32_t Int8 __attribute__((vector_size(32)));
-
-constexpr int64_t kLanes = 8;
+using cpu::kLanes;
 // Tokens whose mass is summed as one; a draw walks at most one such block.
 constexpr int64_t kBlock = 256;
-
-Float8 Load(const float* source) {
-  Float8 value;
-  std::memcpy(&value, source, sizeof(value));
-  return value;
-}
-
-Float8 Splat(float value) { return Float8{} + value; }
-
-// exp(x) for x <= 0, relative error below 2e-7; 0 below about -87. Cephes' expf: x = n ln 2 + r, polynomial in r.
-Float8 ExpNonPositive(Float8 x) {
-  const Int8 underflow = x < -87.0f;
-  x = underflow ? Splat(-87.0f) : x;
-  const Float8 magic = Splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const Float8 n = (x * 1.44269504088896341f + magic) - magic;
-  const Float8 r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  Float8 p = Splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const Int8 exponent = (__builtin_convertvector(n, Int8) + 127) << 23;
-  Float8 scale;
-  std::memcpy(&scale, &exponent, sizeof(scale));
-  const Float8 result = p * scale;
-  return underflow ? Splat(0.0f) : result;
-}
 
 // Masses exp(z - lse) of tokens [begin, begin + count), count <= kBlock, to `mass` (padded with zeros to whole lanes).
 void BlockMasses(const float* logits, int64_t count, float inverse_temperature, float lse, float* mass) {
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
-    Float8 x = Load(logits + i) * inverse_temperature - lse;
+    const __m256 z = _mm256_mul_ps(_mm256_loadu_ps(logits + i), _mm256_set1_ps(inverse_temperature));
     // Rounding may leave the likeliest token a hair above 0.
-    x = x > 0.0f ? Splat(0.0f) : x;
-    const Float8 value = ExpNonPositive(x);
-    std::memcpy(mass + i, &value, sizeof(value));
+    const __m256 x = _mm256_min_ps(_mm256_sub_ps(z, _mm256_set1_ps(lse)), _mm256_setzero_ps());
+    _mm256_storeu_ps(mass + i, cpu::Exp(x));
   }
   if (i == count) return;
   float tail[kLanes];
   for (int64_t lane = 0; lane < kLanes; ++lane) {
     tail[lane] = i + lane < count ? std::min(logits[i + lane] * inverse_temperature - lse, 0.0f) : -1000.0f;
   }
-  const Float8 value = ExpNonPositive(Load(tail));
-  std::memcpy(mass + i, &value, sizeof(value));
+  _mm256_storeu_ps(mass + i, cpu::Exp(_mm256_loadu_ps(tail)));
 }
 
 double SumInOrder(const float* mass, int64_t count) {
@@ -92,15 +57,14 @@ double DrawUniform(const DrawKey& key) {
 bool AllFinite(const float* logits, int64_t vocab_size) {
   // A float is not finite when its exponent bits are all ones.
   constexpr int32_t kExponent = 0x7f800000;
-  Int8 bad{};
+  const __m256i exponent = _mm256_set1_epi32(kExponent);
+  __m256i bad = _mm256_setzero_si256();
   int64_t i = 0;
   for (; i + kLanes <= vocab_size; i += kLanes) {
-    Int8 bits;
-    std::memcpy(&bits, logits + i, sizeof(bits));
-    bad |= (bits & kExponent) == kExponent;
+    const __m256i bits = _mm256_castps_si256(_mm256_loadu_ps(logits + i));
+    bad = _mm256_or_si256(bad, _mm256_cmpeq_epi32(_mm256_and_si256(bits, exponent), exponent));
   }
-  int32_t any = 0;
-  for (int64_t lane = 0; lane < kLanes; ++lane) any |= bad[lane];
+  int any = _mm256_movemask_epi8(bad);
   for (; i < vocab_size; ++i) any |= std::isfinite(logits[i]) ? 0 : 1;
   return any == 0;
 }
