@@ -1,0 +1,133 @@
+#include "client/config.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+namespace lockstep {
+namespace {
+
+std::string Refusal(const std::string& yaml, const std::vector<std::string>& overrides = {}) {
+  const auto config = ParseRunConfig(yaml, "run.yaml", overrides);
+  if (config.ok()) return "accepted";
+  return std::string(config.status().message().data(), config.status().message().size());
+}
+
+TEST(ConfigTest, DefaultsAreValid) { EXPECT_TRUE(ValidateRunConfig(DefaultRunConfig()).ok()); }
+
+TEST(ConfigTest, ReadsSectionsListsAndOverridesInThisOrder) {
+  const auto config = ParseRunConfig(
+      "seed: 7\nrollout:\n  n: 4\n  addresses: [a:1, b:2]\nlearner:\n  lr: 3e-4\n  loss_scale: {init: 1024}\n",
+      "run.yaml", {"rollout.n=16", "learner.activation_recompute=true"});
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->seed(), 7u);
+  EXPECT_EQ(config->rollout().n(), 16u);
+  ASSERT_EQ(config->rollout().addresses_size(), 2);
+  EXPECT_EQ(config->rollout().addresses(1), "b:2");
+  EXPECT_FLOAT_EQ(config->learner().lr(), 3e-4f);
+  EXPECT_FLOAT_EQ(config->learner().loss_scale().init(), 1024);
+  EXPECT_TRUE(config->learner().activation_recompute());
+  EXPECT_EQ(config->rollout().dtype(), "fp16");
+}
+
+TEST(ConfigTest, TakesTheNamesOfVerl) {
+  const auto config = ParseRunConfig(
+      "actor_rollout_ref:\n  rollout:\n    n: 5\n  actor:\n    optim:\n      lr: 1e-5\ndata:\n  train_files: x.jsonl\n",
+      "run.yaml", {"trainer.save_freq=3"});
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->rollout().n(), 5u);
+  EXPECT_FLOAT_EQ(config->learner().lr(), 1e-5f);
+  EXPECT_EQ(config->data().train(), "x.jsonl");
+  EXPECT_EQ(config->trainer().checkpoint_every(), 3u);
+}
+
+TEST(ConfigTest, WhatItWritesItReads) {
+  v1::RunConfig config = DefaultRunConfig();
+  config.mutable_data()->set_prompt_template("a \"b\"\n{prompt}\\");
+  config.mutable_rollout()->add_addresses("h:1");
+  const auto again = ParseRunConfig(RunConfigToYaml(config), "config.yaml", {});
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->SerializeAsString(), config.SerializeAsString());
+}
+
+TEST(ConfigTest, RefusesEachBadFileInOneLineWithPlaceAndWayOut) {
+  struct Case {
+    std::string yaml;
+    std::string line;
+  };
+  const std::vector<Case> cases = {
+      {"rollout:\n  temprature: 1\n", "run.yaml:2: rollout.temprature: unknown key; did you mean rollout.temperature?"},
+      {"rolout:\n  n: 1\n", "run.yaml:1: rolout: unknown key; did you mean rollout.n?"},
+      {"learner:\n  temperature: 1\n",
+       "run.yaml:2: learner.temperature: unknown key; did you mean rollout.temperature?"},
+      {"lr: 1\n", "run.yaml:1: lr: unknown key; did you mean learner.lr?"},
+      {"rollout:\n  n: four\n", "run.yaml:2: rollout.n: 'four' is not a whole number >= 0"},
+      {"rollout:\n  n: -1\n", "run.yaml:2: rollout.n: '-1' is not a whole number >= 0"},
+      {"rollout:\n  n: 1.5\n", "run.yaml:2: rollout.n: '1.5' is not a whole number >= 0"},
+      {"rollout:\n  n: 99999999999\n", "run.yaml:2: rollout.n: '99999999999' is not a whole number >= 0"},
+      {"learner:\n  lr: fast\n", "run.yaml:2: learner.lr: 'fast' is not a number"},
+      {"learner:\n  lr: nan\n", "run.yaml:2: learner.lr: 'nan' is not a number"},
+      {"data:\n  shuffle: maybe\n", "run.yaml:2: data.shuffle: 'maybe' is not true or false"},
+      {"rollout: 5\n", "run.yaml:1: rollout: must be a section of `key: value` lines"},
+      {"- a\n- b\n", "run.yaml:1: (top level): must be a section of `key: value` lines"},
+      {"rollout:\n  n: [1]\n", "run.yaml:2: rollout.n: must be a whole number >= 0, not a section or list"},
+      {"rollout:\n  addresses: {a: b}\n", "run.yaml:2: rollout.addresses: must be a list"},
+      {"rollout:\n  n: 1\n  n: 2\n", "run.yaml:3: rollout.n: is given twice (rollout.n); remove one"},
+      {"rollout:\n  n: 1\nactor_rollout_ref: {rollout: {n: 2}}\n",
+       "run.yaml:3: actor_rollout_ref.rollout.n: is given twice (rollout.n); remove one"},
+      {"rollout: [\n", "run.yaml:2: not YAML: end of sequence flow not found; check indentation and quotes"},
+      {"rollout:\n  dtype: int8\n", "run.yaml: rollout.dtype: 'int8' is unknown; use one of fp16, bf16, fp32"},
+      {"learner:\n  dtype: half\n", "run.yaml: learner.dtype: 'half' is unknown; use one of fp16, bf16, fp32"},
+      {"numerics: exact\n", "run.yaml: numerics: 'exact' is unknown; use one of matched, native"},
+      {"algorithm:\n  name: ppo\n",
+       "run.yaml: algorithm.name: 'ppo' is unknown; use one of pg, pg_token_is, pg_token_tis, pg_seq_is, pg_seq_tis, "
+       "grpo"},
+      {"data:\n  reward: bleu\n", "run.yaml: data.reward: 'bleu' is unknown; use one of exact, numeric, math"},
+      {"weight_sync:\n  transport: mpi\n", "run.yaml: weight_sync.transport: 'mpi' is unknown; use one of gloo"},
+      {"rollout:\n  temperature: 0\n", "run.yaml: rollout.temperature: 0 is outside of [0.01, 100]"},
+      {"rollout:\n  max_tokens: 0\n", "run.yaml: rollout.max_tokens: 0 is too small; use at least 1"},
+      {"learner:\n  threads: 0\n", "run.yaml: learner.threads: 0 is outside of [1, 256]"},
+      {"trainer:\n  stop_reward: 2\n", "run.yaml: trainer.stop_reward: 2 is outside of [0, 1]"},
+      {"run_dir: \"\"\n", "run.yaml: run_dir: is empty; name the folder of the run"},
+      {"rollout:\n  top_p: 0.9\n",
+       "run.yaml: rollout.top_p/top_k: a run trains on the log-probs of the sampling distribution, and the learner "
+       "does "
+       "not apply top-p or top-k; set top_p: 1 and top_k: 0 (temperature is applied by both)"},
+      {"weight_sync:\n  in_flight: continue\n",
+       "run.yaml: weight_sync.in_flight: 'continue' needs algorithm.max_staleness >= 1: with 0 nothing is in flight at "
+       "an "
+       "update"},
+      {"algorithm: {name: pg, max_staleness: 1}\n",
+       "run.yaml: algorithm.name: 'pg' has no correction for stale samples; set algorithm.max_staleness: 0 or use "
+       "pg_seq_is"},
+      {"trainer: {prompts_per_step: 10, updates_per_step: 3}\n",
+       "run.yaml: trainer.updates_per_step: 3 does not divide trainer.prompts_per_step 10"},
+      {"rollout: {n: 1}\nalgorithm: {advantage: mean_std}\n",
+       "run.yaml: algorithm.advantage: 'mean_std' needs rollout.n >= 2"},
+      {"learner: {loss_scale: {mode: \"off\"}}\n",
+       "run.yaml: learner.loss_scale.mode: 'off' with learner.dtype fp16 lets small gradients vanish; use auto, or "
+       "dtype "
+       "bf16/fp32"},
+  };
+  for (const Case& test : cases) EXPECT_EQ(Refusal(test.yaml), test.line) << test.yaml;
+}
+
+TEST(ConfigTest, RefusesBadOverridesByTheCommandLine) {
+  EXPECT_EQ(Refusal("", {"rollout.n"}), "command line: 'rollout.n' is not key=value, for example rollout.n=16");
+  EXPECT_EQ(Refusal("", {"rollout.m=2"}), "command line: rollout.m: unknown key; did you mean rollout.n?");
+  EXPECT_EQ(Refusal("", {"rollout.n=x"}), "command line: rollout.n: 'x' is not a whole number >= 0");
+}
+
+TEST(ConfigTest, NamesTheMissingFile) {
+  v1::RunConfig config = DefaultRunConfig();
+  EXPECT_EQ(std::string(CheckRunFiles(config, true).message()),
+            "model.path: is not set; name a Hugging Face model folder");
+  config.mutable_model()->set_path("/nonexistent/model");
+  EXPECT_EQ(std::string(CheckRunFiles(config, true).message()),
+            "model.path: /nonexistent/model does not exist; it must be a Hugging Face folder with config.json, "
+            "model.safetensors and tokenizer.json");
+}
+
+}  // namespace
+}  // namespace lockstep
