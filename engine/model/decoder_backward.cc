@@ -1,6 +1,8 @@
 // The transposed walk of decoder.cc: the same operations, last to first. Activation gradients are stored in the
 // activation dtype, parameter gradients are added in FP32.
+#include <algorithm>
 #include <cstring>
+#include <thread>
 
 #include "engine/base/check.h"
 #include "engine/model/decoder.h"
@@ -9,15 +11,32 @@
 namespace lockstep {
 namespace {
 
-// What the operations themselves hold, at most: GEMM packs of the widest activations in FP32, and the lm_head chunks of
-// LogProb and its backward pass.
-constexpr int64_t kOpsChunkRows = 1024;
+// Extents of the CPU kernels' scratch: rows of a packed left operand, its columns of accumulators, and the largest
+// chunk of logits (cpu/gemm.cc, cpu/log_prob.h).
+constexpr int64_t kGemmRows = 1056;
+constexpr int64_t kGemmColumns = 256;
+constexpr int64_t kLogitRows = 512;
+constexpr int64_t kLogitColumns = 4096;
+constexpr size_t kRoundingBytes = size_t{24} << 20;  // large blocks are whole huge pages
 
-size_t OpsScratchBytes(const ModelConfig& config, int64_t tokens) {
-  const int64_t widest = std::max({2 * config.intermediate_size, config.qkv_rows(), config.hidden_size});
-  const int64_t packs = 2 * tokens * widest;
-  const int64_t lm_head = 2 * std::min(tokens, kOpsChunkRows) * config.vocab_size;
-  return sizeof(float) * static_cast<size_t>(packs + lm_head) + (size_t{16} << 20);
+// What the operations themselves hold, at most: packed operands and accumulators of a GEMM, keys and values of
+// attention (in the worst case each token is a sequence with a page of its own), chunks of logits. A quarter more
+// everywhere, since their scratch grows in steps.
+size_t OpsScratchBytes(const ModelConfig& config, DType dtype, int64_t tokens) {
+  const int64_t query_cols = config.num_heads * config.head_dim, kv_cols = config.num_kv_heads * config.head_dim;
+  const int64_t widest =
+      std::max({2 * config.intermediate_size, config.qkv_rows(), config.hidden_size, query_cols, kLogitRows});
+  const int64_t packed_activations = std::min(tokens, kGemmRows) * widest;
+  const int64_t packed_gradients = std::min(std::max(widest, kLogitColumns), kGemmRows) * std::max(tokens, kLogitRows);
+  const int64_t logits = kLogitRows * (kLogitColumns + config.hidden_size);
+  const int64_t attention = 8 * (tokens + kPageTokens) * config.head_dim;
+  const int64_t threads = std::max(1u, std::thread::hardware_concurrency());
+  const int64_t shared_floats = std::max(packed_activations, packed_gradients) + logits;
+  const int64_t thread_floats = attention + (kGemmRows + 1024) * kGemmColumns;
+  const int64_t pages = 2 * tokens * kPageTokens * kv_cols * static_cast<int64_t>(DTypeSize(dtype));
+  const int64_t sequences = tokens * static_cast<int64_t>(sizeof(PagedSequence) + sizeof(int32_t));
+  const int64_t bytes = 4 * (shared_floats + threads * thread_floats) + pages + sequences;
+  return static_cast<size_t>(bytes + bytes / 4) + kRoundingBytes;
 }
 
 }  // namespace
@@ -146,7 +165,7 @@ size_t Decoder::TrainingBytes(const ModelConfig& config, DType dtype, int64_t to
   Impl::CarveTraining(config, dtype, tokens, tokens, recompute, counter, training);
   const size_t rope_table = config.max_position_embeddings * config.head_dim * sizeof(float);
   const size_t positions = tokens * sizeof(int32_t);
-  return counter.bytes() + positions + rope_table + OpsScratchBytes(config, tokens);
+  return counter.bytes() + positions + rope_table + OpsScratchBytes(config, dtype, tokens);
 }
 
 }  // namespace lockstep

@@ -30,7 +30,7 @@ struct Result {
   std::vector<float> log_prob, entropy, gradients;
 };
 
-Result Run(const Golden& golden, DType dtype, Ops* ops) {
+Result RunGolden(const Golden& golden, DType dtype, Ops* ops) {
   const Weights weights = testing::TestWeights(golden.config, dtype);
   Decoder decoder(golden.config, dtype, ops);
   const size_t rows = golden.batch.loss_rows.size();
@@ -67,7 +67,7 @@ TEST(DecoderGolden, Fp32AgreesWithPyTorchOnEveryLogProbAndParameterGradient) {
     for (const Backend& backend : Backends()) {
       SCOPED_TRACE(std::string(name) + ", " + backend.name);
       const std::unique_ptr<Ops> ops = backend.make();
-      const Result result = Run(golden, DType::kF32, ops.get());
+      const Result result = RunGolden(golden, DType::kF32, ops.get());
       for (size_t i = 0; i < golden.log_prob.size(); ++i) {
         ASSERT_NEAR(result.log_prob[i], golden.log_prob[i], 1e-4 * std::fabs(golden.log_prob[i]) + 1e-5) << i;
         ASSERT_NEAR(result.entropy[i], golden.entropy[i], 1e-4 * std::fabs(golden.entropy[i]) + 1e-5) << i;
@@ -100,7 +100,7 @@ TEST(DecoderGolden, Fp16AndBf16StayWithinTheirRoundingOfPyTorch) {
       const std::unique_ptr<Ops> ops = backend.make();
       for (const auto& [dtype, unit] : dtypes) {
         SCOPED_TRACE(std::string(name) + ", " + backend.name + ", " + std::string(DTypeName(dtype)));
-        const Result result = Run(golden, dtype, ops.get());
+        const Result result = RunGolden(golden, dtype, ops.get());
         EXPECT_LT(MaxDifference(result.log_prob, golden.log_prob), 4 * std::sqrt(roundings) * 8 * unit);
         EXPECT_LT(MaxDifference(result.entropy, golden.entropy), 4 * std::sqrt(roundings) * 8 * unit);
         for (const ParamSpec& spec : ParamLayout(golden.config).params) {
@@ -121,7 +121,7 @@ TEST(DecoderGolden, Bf16ErrorIsAboutEightTimesFp16Error) {
   for (const char* name : kCases) {
     const Golden golden = LoadGolden(name);
     for (int i = 0; i < 2; ++i) {
-      const Result result = Run(golden, i == 0 ? DType::kF16 : DType::kBF16, ops.get());
+      const Result result = RunGolden(golden, i == 0 ? DType::kF16 : DType::kBF16, ops.get());
       for (size_t j = 0; j < result.log_prob.size(); ++j) {
         squares[i] += std::pow(static_cast<double>(result.log_prob[j]) - golden.log_prob[j], 2);
       }

@@ -65,8 +65,8 @@ TEST(Decoder, HoldsNoMoreThanTrainingBytesAndAllocatesNothingInSteadyState) {
           bytes = LiveBytes() - before;
         }
         EXPECT_LE(held[0], Decoder::TrainingBytes(config, dtype, rows, recompute));
-        // A bound that is honest is also of use: not more than three times what is held, and the fixed part.
-        EXPECT_LE(Decoder::TrainingBytes(config, dtype, rows, recompute), 3 * held[0] + (size_t{40} << 20));
+        // A bound that is honest is also of use: not more than twice what is held, and a fixed part.
+        EXPECT_LE(Decoder::TrainingBytes(config, dtype, rows, recompute), 2 * held[0] + (size_t{64} << 20));
         EXPECT_EQ(held[1], held[0]);
         EXPECT_EQ(held[2], held[0]);
       }

@@ -131,7 +131,8 @@ class Matched : public ::testing::TestWithParam<std::tuple<DType, bool>> {};
 TEST_P(Matched, MatchedNumericsGiveEqualBits) {
   const auto [dtype, wide_groups] = GetParam();
   ModelConfig config = testing::SmallConfig();
-  if (wide_groups) {  // 7 query heads on one key head, wider than the model; untied, no bias
+  if (wide_groups) {  // 7 query heads on one key head, wider than the model; untied, no bias, V over two chunks
+    config.vocab_size = 4999;
     config.num_heads = 7;
     config.num_kv_heads = 1;
     config.head_dim = 12;
@@ -162,7 +163,9 @@ TEST_P(Matched, MatchedNumericsGiveEqualBits) {
       SCOPED_TRACE("chunks of " + std::to_string(size));
       ExpectEqualBits(Paged(decoder, *ops, weights, sequences, 5, [&](int, int) { return size; }), expected);
     }
-    for (size_t batch : {1, 2, 3, 4, 5, 6, 7, 8, 11, 16, 31, 32, 64}) {
+    const std::vector<size_t> batches =
+        threads == 1 ? std::vector<size_t>{1, 2, 3, 4, 5, 6, 7, 8, 11, 16, 31, 32, 64} : std::vector<size_t>{1, 7, 64};
+    for (size_t batch : batches) {
       SCOPED_TRACE("decode, batch " + std::to_string(batch));
       ExpectEqualBits(Paged(decoder, *ops, weights, sequences, batch, [](int, int) { return 1; }), expected);
     }
