@@ -161,6 +161,7 @@ absl::Status ErrnoStatus(int error_number, std::string_view what, const std::str
   switch (error_number) {
     case ENOSPC:
     case EDQUOT:
+    case EFBIG:  // a limit on file sizes
       return absl::ResourceExhaustedError(message);
     case ENOENT:
       return absl::NotFoundError(message);
