@@ -1,0 +1,134 @@
+#include "learner/dataset.h"
+
+#include <fstream>
+#include <initializer_list>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "engine/base/check.h"
+#include "engine/base/philox.h"
+
+namespace lockstep {
+namespace {
+
+constexpr size_t kMaxLineBytes = size_t{4} << 20;
+constexpr size_t kMaxProblems = 10'000'000;
+
+using Json = nlohmann::json;
+
+// The first of `keys` that the object has, as text.
+std::optional<std::string> Field(const Json& object, std::initializer_list<const char*> keys) {
+  for (const char* key : keys) {
+    const auto it = object.find(key);
+    if (it == object.end()) continue;
+    if (it->is_string()) return it->get<std::string>();
+    if (it->is_number()) return it->dump();
+  }
+  return std::nullopt;
+}
+
+absl::Status LineError(const std::string& path, size_t line, std::string_view what) {
+  return absl::InvalidArgumentError(absl::StrCat(path, ":", line, ": ", std::string(what)));
+}
+
+absl::Status EncodeProblem(const DatasetOptions& options, const Tokenizer& tokenizer, const std::string& prompt,
+                           const std::optional<std::string>& response, Problem* problem) {
+  const std::string text =
+      options.prompt_template.empty() ? prompt : absl::StrReplaceAll(options.prompt_template, {{"{prompt}", prompt}});
+  auto tokens = tokenizer.Encode(text);
+  if (!tokens.ok()) return tokens.status();
+  problem->prompt_tokens = *std::move(tokens);
+  if (problem->prompt_tokens.empty()) return absl::InvalidArgumentError("the prompt is empty");
+  const int64_t prompt_tokens = static_cast<int64_t>(problem->prompt_tokens.size());
+  if (options.max_prompt_tokens > 0 && prompt_tokens > options.max_prompt_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat("the prompt has ", prompt_tokens,
+                                                   " tokens, data.max_prompt_tokens is ", options.max_prompt_tokens,
+                                                   "; shorten it or raise the limit"));
+  }
+  if (!options.needs_response) return absl::OkStatus();
+  tokens = tokenizer.Encode(*response);
+  if (!tokens.ok()) return tokens.status();
+  problem->response_tokens = *std::move(tokens);
+  if (options.eos_token_id >= 0) problem->response_tokens.push_back(options.eos_token_id);
+  if (problem->response_tokens.empty()) return absl::InvalidArgumentError("the response is empty");
+  const int64_t total = prompt_tokens + static_cast<int64_t>(problem->response_tokens.size());
+  if (options.max_sequence_tokens > 0 && total > options.max_sequence_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat("prompt and response have ", total, " tokens, the model's limit is ",
+                                                   options.max_sequence_tokens));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ParseLine(const DatasetOptions& options, const Tokenizer& tokenizer, const std::string& line,
+                       Problem* problem) {
+  const Json object = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+  if (!object.is_object()) return absl::InvalidArgumentError("not a JSON object");
+  const auto prompt = Field(object, {"prompt", "problem", "input"});
+  if (!prompt) return absl::InvalidArgumentError("no text under prompt, problem or input");
+  const auto answer = Field(object, {"answer", "label"});
+  if (options.needs_answer && !answer) return absl::InvalidArgumentError("no text or number under answer or label");
+  const auto response = Field(object, {"response"});
+  if (options.needs_response && !response) return absl::InvalidArgumentError("no text under response");
+  problem->answer = answer.value_or("");
+  problem->line = line;
+  return EncodeProblem(options, tokenizer, *prompt, response, problem);
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<Problem>> LoadDataset(const DatasetOptions& options, const Tokenizer& tokenizer) {
+  if (!options.prompt_template.empty() && options.prompt_template.find("{prompt}") == std::string::npos) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("data.prompt_template is '", options.prompt_template, "'; it must hold {prompt}"));
+  }
+  std::ifstream file(options.path);
+  if (!file) return absl::NotFoundError(absl::StrCat("cannot read the data set ", options.path));
+  std::vector<Problem> problems;
+  std::string line;
+  for (size_t number = 1; std::getline(file, line); ++number) {
+    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+    if (line.size() > kMaxLineBytes) {
+      return LineError(options.path, number,
+                       absl::StrCat("the line has ", line.size(), " bytes, limit ", kMaxLineBytes));
+    }
+    if (problems.size() == kMaxProblems) {
+      return LineError(options.path, number, absl::StrCat("more than ", kMaxProblems, " problems"));
+    }
+    Problem problem;
+    if (absl::Status status = ParseLine(options, tokenizer, line, &problem); !status.ok()) {
+      return LineError(options.path, number, std::string(status.message()));
+    }
+    problems.push_back(std::move(problem));
+  }
+  if (file.bad()) return absl::DataLossError(absl::StrCat("reading ", options.path, " failed"));
+  if (problems.empty()) return absl::InvalidArgumentError(absl::StrCat(options.path, ": no problems in it"));
+  return problems;
+}
+
+DataOrder::DataOrder(uint64_t size, uint64_t seed, bool shuffle) : size_(size), seed_(seed), shuffle_(shuffle) {
+  LOCKSTEP_CHECK(size > 0, "an empty data set has no order");
+}
+
+uint64_t DataOrder::IndexAt(uint64_t position) {
+  const uint64_t pass = position / size_;
+  const uint64_t offset = position % size_;
+  if (!shuffle_) return offset;
+  if (pass != pass_) {
+    order_.resize(size_);
+    for (uint64_t i = 0; i < size_; ++i) order_[i] = i;
+    // Fisher-Yates from the end; draw i of pass p is Philox(seed, i, p), 64 bits scaled down by a multiply.
+    for (uint64_t i = size_ - 1; i > 0; --i) {
+      const auto bits = Philox4x32(seed_, i, pass);
+      const uint64_t draw = (uint64_t{bits[1]} << 32) | bits[0];
+      const uint64_t j = static_cast<uint64_t>((static_cast<unsigned __int128>(draw) * (i + 1)) >> 64);
+      std::swap(order_[i], order_[j]);
+    }
+    pass_ = pass;
+  }
+  return order_[offset];
+}
+
+}  // namespace lockstep
