@@ -1,0 +1,404 @@
+#include "learner/trainer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "engine/base/check.h"
+#include "engine/kernels/optimizer.h"
+#include "engine/model/decoder.h"
+
+namespace lockstep {
+namespace {
+
+constexpr float kSupervisedTemperature = 1.0f;
+
+int64_t SampleTokens(const TrainSample& sample) {
+  return static_cast<int64_t>(sample.prompt.size() + sample.response.size());
+}
+
+// Tokens packed end to end; the row before each response token predicts it.
+struct MicroBatch {
+  PackedBatch packed;
+  std::vector<int32_t> offsets = {0};  // of responses among the loss rows
+  std::vector<float> log_mu, log_pi_old, advantage, loss_weight;
+};
+
+MicroBatch BuildMicroBatch(std::span<const TrainSample> samples, std::span<const float> loss_weights) {
+  MicroBatch batch;
+  batch.packed.cu_seqlens.push_back(0);
+  for (size_t i = 0; i < samples.size(); ++i) {
+    const TrainSample& sample = samples[i];
+    auto& tokens = batch.packed.tokens;
+    const int32_t first_loss_row = static_cast<int32_t>(tokens.size() + sample.prompt.size()) - 1;
+    tokens.insert(tokens.end(), sample.prompt.begin(), sample.prompt.end());
+    tokens.insert(tokens.end(), sample.response.begin(), sample.response.end());
+    batch.packed.cu_seqlens.push_back(static_cast<int32_t>(tokens.size()));
+    for (size_t t = 0; t < sample.response.size(); ++t) {
+      batch.packed.loss_rows.push_back(first_loss_row + static_cast<int32_t>(t));
+      batch.packed.targets.push_back(sample.response[t]);
+    }
+    batch.offsets.push_back(static_cast<int32_t>(batch.packed.targets.size()));
+    batch.log_mu.insert(batch.log_mu.end(), sample.log_mu.begin(), sample.log_mu.end());
+    batch.log_pi_old.insert(batch.log_pi_old.end(), sample.log_pi_old.begin(), sample.log_pi_old.end());
+    batch.advantage.push_back(sample.advantage);
+    batch.loss_weight.push_back(loss_weights[i]);
+  }
+  return batch;
+}
+
+class Stopwatch {
+ public:
+  explicit Stopwatch(double* seconds) : seconds_(seconds), start_(absl::Now()) {}
+  ~Stopwatch() { *seconds_ += absl::ToDoubleSeconds(absl::Now() - start_); }
+
+ private:
+  double* seconds_;
+  absl::Time start_;
+};
+
+}  // namespace
+
+std::vector<std::pair<size_t, size_t>> PackMicroBatches(std::span<const TrainSample> samples, int64_t max_tokens) {
+  std::vector<std::pair<size_t, size_t>> ranges;
+  int64_t tokens = 0;
+  for (size_t i = 0; i < samples.size(); ++i) {
+    const int64_t size = SampleTokens(samples[i]);
+    if (ranges.empty() || tokens + size > max_tokens) {
+      ranges.emplace_back(i, i);
+      tokens = 0;
+    }
+    ranges.back().second = i + 1;
+    tokens += size;
+  }
+  return ranges;
+}
+
+struct Trainer::Impl {
+  TrainerOptions options;
+  Collectives* collectives = nullptr;
+  const Objective* objective = nullptr;
+  ObjectiveParams params;
+  std::unique_ptr<Ops> ops;
+  std::unique_ptr<Decoder> decoder;
+  std::unique_ptr<ThreadPool> pool;
+  std::unique_ptr<Weights> weights;
+  LossScaler scaler;
+  int64_t size = 0;  // elements of each arena
+  Buffer master, moment1, moment2, gradient;
+  int64_t adam_step = 0;
+
+  explicit Impl(const LossScaler& loss_scaler) : scaler(loss_scaler) {}
+
+  bool supervised(std::span<const TrainSample> samples) const { return samples.front().log_mu.empty(); }
+  int64_t MicroBatchTokens(std::span<const TrainSample> samples) const;
+  absl::StatusOr<std::vector<float>> LossWeights(std::span<const TrainSample> samples) const;
+  absl::Status FillOldLogProbs(std::vector<TrainSample>* samples, TrainMetrics* metrics);
+  void ForwardBackward(std::span<const TrainSample> samples, std::span<const float> loss_weights,
+                       TrainMetrics* metrics);
+  void Coefficients(const MicroBatch& batch, bool supervised, std::span<const float> log_pi,
+                    std::span<const float> entropy, std::vector<float>* d_log_pi, TrainMetrics* metrics);
+  absl::Status Update(std::span<const TrainSample> samples, TrainMetrics* metrics);
+  absl::Status ReduceAndStep(TrainMetrics* metrics);
+  absl::Status ReduceMetrics(TrainMetrics* metrics);
+};
+
+// No more than configured, and no more than shares the tokens among the ranks.
+int64_t Trainer::Impl::MicroBatchTokens(std::span<const TrainSample> samples) const {
+  int64_t total = 0;
+  for (const TrainSample& sample : samples) total += SampleTokens(sample);
+  const int64_t ranks = collectives->world_size();
+  return std::min<int64_t>(options.learner.micro_batch_tokens(), (total + ranks - 1) / ranks);
+}
+
+absl::StatusOr<std::vector<float>> Trainer::Impl::LossWeights(std::span<const TrainSample> samples) const {
+  std::vector<int64_t> lengths;
+  for (const TrainSample& sample : samples) lengths.push_back(static_cast<int64_t>(sample.response.size()));
+  return AggregationWeights(supervised(samples) ? "token_mean" : options.algorithm.aggregation(), lengths,
+                            options.max_response_tokens);
+}
+
+// log pi of every response token before the step's first update. Each rank computes its micro-batches and leaves zeros
+// for the others; adding zeros keeps the bits.
+absl::Status Trainer::Impl::FillOldLogProbs(std::vector<TrainSample>* samples, TrainMetrics* metrics) {
+  Stopwatch stopwatch(&metrics->forward_backward_seconds);
+  std::vector<size_t> first;  // of each sample in log_probs
+  size_t total = 0;
+  for (const TrainSample& sample : *samples) {
+    first.push_back(total);
+    total += sample.response.size();
+  }
+  std::vector<float> log_probs(total, 0.0f);
+  const auto ranges = PackMicroBatches(*samples, MicroBatchTokens(*samples));
+  const std::vector<float> no_weights(samples->size(), 0.0f);
+  for (size_t j = collectives->rank(); j < ranges.size(); j += collectives->world_size()) {
+    const auto [begin, end] = ranges[j];
+    const MicroBatch batch = BuildMicroBatch(std::span(*samples).subspan(begin, end - begin), no_weights);
+    if (batch.packed.targets.empty()) continue;
+    decoder->ForwardPacked(*weights, batch.packed, options.temperature, /*recompute=*/true,
+                           log_probs.data() + first[begin], nullptr);
+  }
+  if (absl::Status status =
+          collectives->AllReduceSum(log_probs.data(), static_cast<int64_t>(total), options.collective_timeout);
+      !status.ok()) {
+    return status;
+  }
+  for (size_t i = 0; i < samples->size(); ++i) {
+    const auto begin = log_probs.begin() + static_cast<int64_t>(first[i]);
+    (*samples)[i].log_pi_old.assign(begin, begin + static_cast<int64_t>((*samples)[i].response.size()));
+  }
+  return absl::OkStatus();
+}
+
+void Trainer::Impl::Coefficients(const MicroBatch& batch, bool supervised, std::span<const float> log_pi,
+                                 std::span<const float> entropy, std::vector<float>* d_log_pi, TrainMetrics* metrics) {
+  d_log_pi->assign(log_pi.size(), 0.0f);
+  if (supervised) {
+    for (size_t t = 0; t < log_pi.size(); ++t) {
+      (*d_log_pi)[t] = -batch.loss_weight[0];  // 1 / N for every token
+      metrics->objective.loss -= double{batch.loss_weight[0]} * log_pi[t];
+      metrics->mismatch.entropy_sum += entropy[t];
+    }
+    metrics->objective.tokens += static_cast<double>(log_pi.size());
+    metrics->mismatch.tokens += static_cast<double>(log_pi.size());
+    return;
+  }
+  ObjectiveBatch numbers;
+  numbers.offsets = batch.offsets;
+  numbers.log_pi = log_pi;
+  numbers.log_mu = batch.log_mu;
+  numbers.advantage = batch.advantage;
+  numbers.loss_weight = batch.loss_weight;
+  // One update a step: the policy has not moved yet, so pi_old is this forward's pi.
+  numbers.log_pi_old = options.algorithm.old_log_prob() == "rollout" ? std::span<const float>(batch.log_mu)
+                       : batch.log_pi_old.empty()                    ? log_pi
+                                                                     : std::span<const float>(batch.log_pi_old);
+  objective->compute(numbers, params, *d_log_pi, metrics->objective);
+  metrics->mismatch.AddTokens(batch.log_mu,
+                              batch.log_pi_old.empty() ? log_pi : std::span<const float>(batch.log_pi_old), entropy);
+}
+
+void Trainer::Impl::ForwardBackward(std::span<const TrainSample> samples, std::span<const float> loss_weights,
+                                    TrainMetrics* metrics) {
+  Stopwatch stopwatch(&metrics->forward_backward_seconds);
+  const bool is_supervised = supervised(samples);
+  const float temperature = is_supervised ? kSupervisedTemperature : options.temperature;
+  const float scale = scaler.scale();
+  std::memset(gradient.data(), 0, gradient.bytes());
+  const auto ranges = PackMicroBatches(samples, MicroBatchTokens(samples));
+  std::vector<float> log_pi, entropy, coefficient;
+  for (size_t j = collectives->rank(); j < ranges.size(); j += collectives->world_size()) {
+    const auto [begin, end] = ranges[j];
+    const MicroBatch batch =
+        BuildMicroBatch(samples.subspan(begin, end - begin), loss_weights.subspan(begin, end - begin));
+    if (batch.packed.targets.empty()) continue;
+    log_pi.resize(batch.packed.targets.size());
+    entropy.resize(batch.packed.targets.size());
+    decoder->ForwardPacked(*weights, batch.packed, temperature, options.learner.activation_recompute(), log_pi.data(),
+                           entropy.data());
+    Coefficients(batch, is_supervised, log_pi, entropy, &coefficient, metrics);
+    metrics->tokens += static_cast<double>(batch.packed.tokens.size());
+    // A micro-batch without a gradient (all advantages 0) needs no backward pass.
+    if (std::all_of(coefficient.begin(), coefficient.end(), [](float c) { return c == 0.0f; })) continue;
+    for (float& c : coefficient) c *= scale;
+    decoder->Backward(*weights, batch.packed, temperature, coefficient.data(), gradient.As<float>());
+  }
+}
+
+absl::Status Trainer::Impl::ReduceAndStep(TrainMetrics* metrics) {
+  float* gradients = gradient.As<float>();
+  bool finite;
+  double norm;
+  {
+    Stopwatch stopwatch(&metrics->reduce_seconds);
+    absl::Status status = collectives->AllReduceSum(gradients, size, options.collective_timeout);
+    if (!status.ok()) return status;
+    norm = std::sqrt(GradNormSquared(gradients, size, *pool)) / scaler.scale();
+    auto agreed = collectives->AllAgree(std::isfinite(norm), options.collective_timeout);
+    if (!agreed.ok()) return agreed.status();
+    finite = *agreed;
+  }
+  Stopwatch stopwatch(&metrics->optimizer_seconds);
+  metrics->grad_norm = norm;
+  metrics->loss_scale = scaler.scale();
+  ++metrics->updates;
+  if (!finite) {
+    ++metrics->skipped;
+    return scaler.Update(false);
+  }
+  AdamWParams adam;
+  adam.step = ++adam_step;
+  const double warmup = options.learner.warmup_steps();
+  adam.lr = options.learner.lr() * static_cast<float>(std::min(1.0, warmup > 0 ? adam_step / warmup : 1.0));
+  adam.beta1 = options.learner.beta1();
+  adam.beta2 = options.learner.beta2();
+  adam.eps = options.learner.adam_eps();
+  const double limit = options.learner.grad_clip();
+  const double clip = limit > 0 && norm > limit ? limit / (norm + 1e-6) : 1.0;  // as torch.nn.utils.clip_grad_norm_
+  adam.grad_multiplier = static_cast<float>(clip / scaler.scale());
+  for (const ParamSpec& param : weights->layout.params) {
+    adam.weight_decay = param.weight_decay ? options.learner.weight_decay() : 0.0f;
+    AdamWStep(adam, master.As<float>() + param.offset, moment1.As<float>() + param.offset,
+              moment2.As<float>() + param.offset, gradients + param.offset, param.size(), *pool);
+  }
+  weights->SetFromArena(master.As<float>());
+  return scaler.Update(true);
+}
+
+absl::Status Trainer::Impl::Update(std::span<const TrainSample> samples, TrainMetrics* metrics) {
+  auto loss_weights = LossWeights(samples);
+  if (!loss_weights.ok()) return loss_weights.status();
+  ForwardBackward(samples, *loss_weights, metrics);
+  return ReduceAndStep(metrics);
+}
+
+// Sums (and the maximum) over the ranks; times are rank 0's.
+absl::Status Trainer::Impl::ReduceMetrics(TrainMetrics* metrics) {
+  ObjectiveStats& o = metrics->objective;
+  MismatchStats& m = metrics->mismatch;
+  double* const fields[] = {&o.loss,    &o.tokens,     &o.clipped_low,       &o.clipped_high, &o.masked,
+                            &o.weights, &o.weight_sum, &o.weight_square_sum, &m.tokens,       &m.k1_sum,
+                            &m.k2_sum,  &m.k3_sum,     &m.abs_sum,           &m.entropy_sum,  &metrics->tokens};
+  std::vector<double> sums;
+  for (const double* field : fields) sums.push_back(*field);
+  absl::Status status =
+      collectives->AllReduceSum(sums.data(), static_cast<int64_t>(sums.size()), options.collective_timeout);
+  if (!status.ok()) return status;
+  for (size_t i = 0; i < sums.size(); ++i) *fields[i] = sums[i];
+  return collectives->AllReduceMax(&m.abs_max, 1, options.collective_timeout);
+}
+
+Trainer::Trainer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Trainer::~Trainer() = default;
+
+absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const TrainerOptions& options, Collectives* collectives) {
+  if (absl::Status status = options.config.Validate(); !status.ok()) return status;
+  if (options.learner.micro_batch_tokens() == 0) {
+    return absl::InvalidArgumentError("learner.micro_batch_tokens is 0; must be at least 1");
+  }
+  auto scaler = LossScaler::Create(options.learner.loss_scale(), options.dtype);
+  if (!scaler.ok()) return scaler.status();
+  auto objective = FindObjective(options.algorithm.name());
+  if (!objective.ok()) return objective.status();
+  auto impl = std::make_unique<Impl>(*scaler);
+  impl->options = options;
+  impl->collectives = collectives;
+  impl->objective = *objective;
+  impl->params.is_clip = options.algorithm.is_clip() > 0 ? options.algorithm.is_clip() : (*objective)->default_is_clip;
+  impl->params.clip_low = options.algorithm.clip_low();
+  impl->params.clip_high = options.algorithm.clip_high();
+  const int threads = std::max<int>(1, static_cast<int>(options.learner.threads()));
+  impl->ops = MakeCpuOps(options.numerics, threads);
+  impl->decoder = std::make_unique<Decoder>(options.config, options.dtype, impl->ops.get());
+  impl->pool = std::make_unique<ThreadPool>(threads);
+  impl->weights = std::make_unique<Weights>(options.config, options.dtype);
+  impl->size = impl->weights->layout.total_size;
+  const size_t bytes = static_cast<size_t>(impl->size) * sizeof(float);
+  for (Buffer* buffer : {&impl->master, &impl->moment1, &impl->moment2, &impl->gradient}) *buffer = Buffer(bytes);
+  return std::unique_ptr<Trainer>(new Trainer(std::move(impl)));
+}
+
+absl::StatusOr<TrainMetrics> Trainer::Step(std::vector<TrainSample> samples, uint32_t updates) {
+  TrainMetrics metrics;
+  LOCKSTEP_CHECK(!samples.empty() && updates > 0, "a step needs samples and at least one update");
+  for (const TrainSample& sample : samples) {
+    LOCKSTEP_CHECK(!sample.prompt.empty() && sample.log_mu.size() == sample.response.size(),
+                   "a sample has a prompt, and one log mu for each response token");
+  }
+  updates = std::min<uint32_t>(updates, static_cast<uint32_t>(samples.size()));
+  const bool needs_pass =
+      updates > 1 && impl_->objective->needs_old_log_prob && impl_->options.algorithm.old_log_prob() != "rollout";
+  if (needs_pass) {
+    if (absl::Status status = impl_->FillOldLogProbs(&samples, &metrics); !status.ok()) return status;
+  }
+  for (uint32_t update = 0; update < updates; ++update) {
+    const size_t begin = samples.size() * update / updates;
+    const size_t end = samples.size() * (update + 1) / updates;
+    absl::Status status = impl_->Update(std::span(samples).subspan(begin, end - begin), &metrics);
+    if (!status.ok()) return status;
+  }
+  if (absl::Status status = impl_->ReduceMetrics(&metrics); !status.ok()) return status;
+  return metrics;
+}
+
+absl::StatusOr<TrainMetrics> Trainer::SupervisedStep(const std::vector<TrainSample>& samples) {
+  TrainMetrics metrics;
+  LOCKSTEP_CHECK(!samples.empty(), "a step needs samples");
+  for (const TrainSample& sample : samples) {
+    LOCKSTEP_CHECK(!sample.prompt.empty() && sample.log_mu.empty(), "a supervised sample has a prompt and no log mu");
+  }
+  if (absl::Status status = impl_->Update(samples, &metrics); !status.ok()) return status;
+  if (absl::Status status = impl_->ReduceMetrics(&metrics); !status.ok()) return status;
+  return metrics;
+}
+
+float* Trainer::arena() { return impl_->master.As<float>(); }
+const float* Trainer::arena() const { return impl_->master.As<float>(); }
+int64_t Trainer::arena_size() const { return impl_->size; }
+void Trainer::RefreshWeights() { impl_->weights->SetFromArena(arena()); }
+const float* Trainer::gradients() const { return impl_->gradient.As<float>(); }
+const LossScaler& Trainer::loss_scaler() const { return impl_->scaler; }
+int64_t Trainer::optimizer_steps() const { return impl_->adam_step; }
+
+std::vector<StateArray> Trainer::StateArrays() {
+  return {{"master", impl_->master.As<float>(), impl_->size},
+          {"adam_m", impl_->moment1.As<float>(), impl_->size},
+          {"adam_v", impl_->moment2.As<float>(), impl_->size}};
+}
+
+void Trainer::SaveState(StateValues* values) const {
+  const LossScalerState& scaler = impl_->scaler.state();
+  (*values)["adam_step"] = absl::StrCat(impl_->adam_step);
+  (*values)["loss_scale"] = absl::StrFormat("%a", scaler.scale);  // hexadecimal: exact
+  (*values)["loss_scale_growth_tracker"] = absl::StrCat(scaler.growth_tracker);
+  (*values)["loss_scale_skips_at_floor"] = absl::StrCat(scaler.consecutive_skips_at_floor);
+  (*values)["skipped_steps_total"] = absl::StrCat(scaler.skipped_steps_total);
+}
+
+absl::Status Trainer::RestoreState(const StateValues& values) {
+  LossScalerState scaler;
+  const auto text = [&values](const std::string& key) {
+    const auto it = values.find(key);
+    return it == values.end() ? std::string() : it->second;
+  };
+  const std::string scale = text("loss_scale");
+  char* scale_end = nullptr;
+  scaler.scale = std::strtof(scale.c_str(), &scale_end);
+  if (!absl::SimpleAtoi(text("adam_step"), &impl_->adam_step) || scale.empty() || *scale_end != '\0' ||
+      !absl::SimpleAtoi(text("loss_scale_growth_tracker"), &scaler.growth_tracker) ||
+      !absl::SimpleAtoi(text("loss_scale_skips_at_floor"), &scaler.consecutive_skips_at_floor) ||
+      !absl::SimpleAtoi(text("skipped_steps_total"), &scaler.skipped_steps_total)) {
+    return absl::DataLossError("the checkpoint's trainer values are missing or malformed (adam_step, loss_scale, ...)");
+  }
+  impl_->scaler.Restore(scaler);
+  RefreshWeights();
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::BroadcastState() {
+  const absl::Duration timeout = impl_->options.collective_timeout;
+  for (const StateArray& array : StateArrays()) {
+    if (absl::Status status = impl_->collectives->Broadcast(array.data, array.size, timeout); !status.ok()) {
+      return status;
+    }
+  }
+  StateValues values;
+  SaveState(&values);
+  std::string text;
+  for (const auto& [key, value] : values) absl::StrAppend(&text, key, "=", value, "\n");
+  if (absl::Status status = impl_->collectives->Broadcast(&text, timeout); !status.ok()) return status;
+  values.clear();
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t equals = text.find('=', begin), end = text.find('\n', begin);
+    values[text.substr(begin, equals - begin)] = text.substr(equals + 1, end - equals - 1);
+    begin = end + 1;
+  }
+  return RestoreState(values);
+}
+
+}  // namespace lockstep

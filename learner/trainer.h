@@ -1,0 +1,111 @@
+// The training engine: samples in, one optimizer step (or several) out. FP32 master weights, moments and gradients lie
+// in flat arenas of the layout's order; the decoder computes with a copy of the masters rounded to learner.dtype.
+//
+// One update:
+//   1. pack the samples, in their order, into micro-batches of at most micro_batch_tokens tokens; micro-batch j belongs
+//      to rank j mod world_size; a sequence is never split, so one forward gives every sequence-level weight
+//   2. for each: log pi (forward), objective: coefficients d loss / d log pi, times the loss scale, backward into the
+//      gradient arena
+//   3. all-reduce (sum), agree on finite, unscale and clip in one factor, AdamW, round the copy
+// A gradient that is not finite skips the update on all ranks: weights, moments and step count stay as they are.
+//
+// Ranks: the sum over micro-batches is taken in another order than on one rank. For an element g = sum_j g_j over M
+// micro-batches, |g(2 ranks) - g(1 rank)| <= 2 (M - 1) 2^-24 sum_j |g_j|, the bound of any two orders of an FP32 sum.
+// All ranks hold the same bits after every update.
+#ifndef LOCKSTEP_LEARNER_TRAINER_H_
+#define LOCKSTEP_LEARNER_TRAINER_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/checkpoint/state.h"
+#include "engine/kernels/ops.h"
+#include "engine/model/model.h"
+#include "learner/collectives.h"
+#include "learner/loss_scaler.h"
+#include "learner/mismatch.h"
+#include "learner/objective.h"
+#include "proto/run_config.pb.h"
+
+namespace lockstep {
+
+struct TrainSample {
+  std::vector<int32_t> prompt;
+  std::vector<int32_t> response;
+  std::vector<float> log_mu;  // [response]; empty: supervised
+  float advantage = 0;
+  std::vector<float> log_pi_old;  // [response]; filled by the trainer where the objective needs it
+};
+
+struct TrainerOptions {
+  ModelConfig config;
+  DType dtype = DType::kF16;
+  Numerics numerics = Numerics::kMatched;
+  v1::LearnerConfig learner;
+  v1::AlgorithmConfig algorithm;
+  float temperature = 1;            // of the sampling distribution; supervised steps use 1
+  int64_t max_response_tokens = 1;  // the constant of algorithm.aggregation: constant
+  absl::Duration collective_timeout = absl::Seconds(120);
+};
+
+// Of one step: over its updates, all ranks.
+struct TrainMetrics {
+  ObjectiveStats objective;  // loss: sum over updates
+  MismatchStats mismatch;
+  uint32_t updates = 0;
+  uint32_t skipped = 0;   // updates whose gradient was not finite
+  double grad_norm = 0;   // before clipping, unscaled, of the last update; not finite when it was skipped
+  double loss_scale = 0;  // that the last update used
+  double tokens = 0;      // prompt and response tokens of the forward and backward passes
+  double forward_backward_seconds = 0;
+  double reduce_seconds = 0;
+  double optimizer_seconds = 0;
+};
+
+class Trainer {
+ public:
+  // The masters start at zero: set them through arena() and call RefreshWeights.
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(const TrainerOptions& options, Collectives* collectives);
+  ~Trainer();
+
+  // Every rank calls these with the same arguments. `updates` splits the samples, in order, into as many parts, each
+  // giving one optimizer step. An error ends the run.
+  absl::StatusOr<TrainMetrics> Step(std::vector<TrainSample> samples, uint32_t updates);
+  // Supervised: loss = -1/N sum over the N response tokens of log pi.
+  absl::StatusOr<TrainMetrics> SupervisedStep(const std::vector<TrainSample>& samples);
+
+  // FP32 masters [layout.total_size].
+  float* arena();
+  const float* arena() const;
+  int64_t arena_size() const;
+  // Rounds the compute copy from the masters.
+  void RefreshWeights();
+  // The gradient of the last update, scaled by the loss scale, after the all-reduce.
+  const float* gradients() const;
+
+  // Rank 0's masters, moments, counters and scaler to every rank.
+  absl::Status BroadcastState();
+  std::vector<StateArray> StateArrays();
+  void SaveState(StateValues* values) const;
+  absl::Status RestoreState(const StateValues& values);
+  const LossScaler& loss_scaler() const;
+  // Optimizer steps done.
+  int64_t optimizer_steps() const;
+
+ private:
+  struct Impl;
+  explicit Trainer(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+// Micro-batches as ranges [begin, end) of samples in order: as many samples as fit `max_tokens`; a sample that is
+// longer alone is one by itself.
+std::vector<std::pair<size_t, size_t>> PackMicroBatches(std::span<const TrainSample> samples, int64_t max_tokens);
+
+}  // namespace lockstep
+
+#endif  // LOCKSTEP_LEARNER_TRAINER_H_
