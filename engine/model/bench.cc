@@ -10,18 +10,19 @@
 #include <sys/resource.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <thread>
 
 #include "engine/kernels/cpu/machine_limits.h"
 #include "engine/model/decoder.h"
 #include "engine/model/shapes.h"
+#include "engine/model/timed_ops.h"
 
 namespace lockstep {
 namespace {
 
 constexpr int64_t kContext = 256;  // tokens in the cache when a decode step begins
-constexpr int64_t kTrainTokens = 2048;
 constexpr int64_t kTrainSequence = 256;
 
 int Threads() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
@@ -77,14 +78,24 @@ double PeakRssGiB() {
   return static_cast<double>(usage.ru_maxrss) / (1 << 20);
 }
 
+// LOCKSTEP_BENCH_PROFILE=1: where the time went, to stderr.
+void PrintProfile(const TimedOps& ops) {
+  if (std::getenv("LOCKSTEP_BENCH_PROFILE") == nullptr) return;
+  for (const auto& [name, entry] : ops.entries()) {
+    std::fprintf(stderr, "%-34s %7ld calls %9.2f ms", name.c_str(), static_cast<long>(entry.calls),
+                 entry.seconds * 1e3);
+    std::fprintf(stderr, entry.flop > 0 ? " %7.1f GFLOP/s\n" : "\n", entry.flop / entry.seconds / 1e9);
+  }
+}
+
 void Decode(benchmark::State& state) {
   const int64_t batch_size = state.range(0);
   const Numerics numerics = state.range(1) == 0 ? Numerics::kMatched : Numerics::kNative;
   const Weights& weights = BenchWeights();
   const ModelConfig& config = weights.config;
   const cpu::MachineLimits& limits = Limits();
-  const std::unique_ptr<Ops> ops = MakeCpuOps(numerics, Threads());
-  Decoder decoder(config, DType::kF16, ops.get());
+  TimedOps ops(MakeCpuOps(numerics, Threads()));
+  Decoder decoder(config, DType::kF16, &ops);
 
   const int64_t pages_each = kContext / kPageTokens + 1;
   KvStorage cache(config, DType::kF16, batch_size * pages_each);
@@ -116,6 +127,7 @@ void Decode(benchmark::State& state) {
     benchmark::DoNotOptimize(logits.data());
   };
   run_step();
+  ops.Reset();
   for (auto _ : state) run_step();
 
   const double params = MatrixParams(weights), batch = static_cast<double>(batch_size);
@@ -129,32 +141,35 @@ void Decode(benchmark::State& state) {
   state.counters["of_read_bandwidth"] = benchmark::Counter(bytes / limits.read_bytes_per_second, rate);
   state.counters["GFLOP_per_s"] = benchmark::Counter(flop / 1e9, rate);
   state.counters["of_fma_peak"] = benchmark::Counter(flop / limits.fma_flops_per_second, rate);
+  state.counters["gemms_of_fma_peak"] = ops.Gemms().flop / ops.Gemms().seconds / limits.fma_flops_per_second;
   state.counters["peak_rss_GiB"] = PeakRssGiB();
+  PrintProfile(ops);
 }
 
 void Train(benchmark::State& state) {
   const Numerics numerics = state.range(0) == 0 ? Numerics::kMatched : Numerics::kNative;
   const bool recompute = state.range(1) != 0, backward = state.range(2) != 0;
+  const int64_t train_tokens = state.range(3);
   const Weights& weights = BenchWeights();
   const ModelConfig& config = weights.config;
   const cpu::MachineLimits& limits = Limits();
-  const std::unique_ptr<Ops> ops = MakeCpuOps(numerics, Threads());
-  Decoder decoder(config, DType::kF16, ops.get());
+  TimedOps ops(MakeCpuOps(numerics, Threads()));
+  Decoder decoder(config, DType::kF16, &ops);
   PackedBatch batch;
-  for (int64_t i = 0; i <= kTrainTokens; i += kTrainSequence) batch.cu_seqlens.push_back(static_cast<int32_t>(i));
-  for (int64_t i = 0; i < kTrainTokens; ++i) {
+  for (int64_t i = 0; i <= train_tokens; i += kTrainSequence) batch.cu_seqlens.push_back(static_cast<int32_t>(i));
+  for (int64_t i = 0; i < train_tokens; ++i) {
     batch.tokens.push_back(static_cast<int32_t>(Mix(i) % config.vocab_size));
     batch.loss_rows.push_back(static_cast<int32_t>(i));
     batch.targets.push_back(static_cast<int32_t>(Mix(i + 1) % config.vocab_size));
   }
-  std::vector<float> log_prob(kTrainTokens), entropy(kTrainTokens), coefficient(kTrainTokens, 1.0f);
+  std::vector<float> log_prob(train_tokens), entropy(train_tokens), coefficient(train_tokens, 1.0f);
   Buffer gradients(backward ? weights.layout.total_size * sizeof(float) : 0);
   for (auto _ : state) {
     decoder.ForwardPacked(weights, batch, 1.0f, recompute, log_prob.data(), entropy.data());
     if (!backward) continue;
     decoder.Backward(weights, batch, 1.0f, coefficient.data(), gradients.As<float>());
   }
-  const double passes = backward ? 3 : 1, tokens = static_cast<double>(kTrainTokens);
+  const double passes = backward ? 3 : 1, tokens = static_cast<double>(train_tokens);
   // Causal: a query sees half of the sequence on average; QK^T and PV are 2 FLOP each an element.
   const double attention = 4.0 * config.num_layers * config.num_heads * config.head_dim * tokens * kTrainSequence / 2;
   const double flop = passes * (2 * MatrixParams(weights) * tokens + attention);
@@ -162,7 +177,9 @@ void Train(benchmark::State& state) {
   state.counters["tokens_per_s"] = benchmark::Counter(tokens, rate);
   state.counters["GFLOP_per_s"] = benchmark::Counter(flop / 1e9, rate);
   state.counters["of_fma_peak"] = benchmark::Counter(flop / limits.fma_flops_per_second, rate);
+  state.counters["gemms_of_fma_peak"] = ops.Gemms().flop / ops.Gemms().seconds / limits.fma_flops_per_second;
   state.counters["peak_rss_GiB"] = PeakRssGiB();
+  PrintProfile(ops);
 }
 
 BENCHMARK(Decode)
@@ -171,11 +188,12 @@ BENCHMARK(Decode)
     ->Unit(benchmark::kMillisecond)
     ->UseRealTime();
 BENCHMARK(Train)
-    ->ArgNames({"native", "recompute", "backward"})
-    ->Args({0, 0, 0})
-    ->Args({0, 0, 1})
-    ->Args({1, 0, 1})
-    ->Args({0, 1, 1})
+    ->ArgNames({"native", "recompute", "backward", "tokens"})
+    ->Args({0, 0, 0, 512})
+    ->Args({0, 0, 1, 512})
+    ->Args({0, 0, 1, 2048})
+    ->Args({1, 0, 1, 2048})
+    ->Args({0, 1, 1, 2048})
     ->Unit(benchmark::kMillisecond)
     ->Iterations(1)
     ->UseRealTime();
