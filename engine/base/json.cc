@@ -1,8 +1,6 @@
 #include "engine/base/json.h"
 
 #include <cmath>
-#include <exception>
-#include <set>
 #include <utility>
 #include <vector>
 
@@ -34,28 +32,64 @@ bool DeeperThan(std::string_view text, int limit) {
   return false;
 }
 
-// The keys of each open object; the first that occurs twice.
-class DuplicateKeys {
+// Builds the value and stops at a key that occurs twice. (The library's own parser with a callback is quadratic in the
+// number of members of an object, and without one it silently keeps one of the two.)
+class Builder : public nlohmann::json_sax<json> {
  public:
-  bool operator()(int, json::parse_event_t event, json& parsed) {
-    if (event == json::parse_event_t::object_start) open_.emplace_back();
-    if (event == json::parse_event_t::object_end) open_.pop_back();
-    if (event == json::parse_event_t::key) {
-      const auto& key = parsed.get_ref<const std::string&>();
-      if (!open_.back().insert(key).second && !found_) {
-        found_ = true;
-        key_ = key;
-      }
-    }
-    return !found_;  // once one is found, nothing more is stored
+  explicit Builder(json* root) : root_(root) {}
+
+  bool null() override { return Add(nullptr) != nullptr; }
+  bool boolean(bool value) override { return Add(value) != nullptr; }
+  bool number_integer(number_integer_t value) override { return Add(value) != nullptr; }
+  bool number_unsigned(number_unsigned_t value) override { return Add(value) != nullptr; }
+  bool number_float(number_float_t value, const string_t&) override { return Add(value) != nullptr; }
+  bool string(string_t& value) override { return Add(std::move(value)) != nullptr; }
+  bool binary(binary_t&) override { return false; }  // not in JSON text
+  bool start_object(std::size_t) override { return Open(json::object()); }
+  bool start_array(std::size_t) override { return Open(json::array()); }
+  bool end_object() override { return Close(); }
+  bool end_array() override { return Close(); }
+  bool key(string_t& value) override {
+    const auto [it, inserted] = open_.back()->get_ref<json::object_t&>().try_emplace(value, nullptr);
+    member_ = &it->second;
+    if (!inserted) error_ = absl::StrCat("key \"", Printable(value), "\" occurs twice");
+    return inserted;
   }
-  bool found() const { return found_; }
-  const std::string& key() const { return key_; }
+  bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception& exception) override {
+    std::string_view what = exception.what();
+    const size_t message = what.find("] ");  // after "[json.exception.parse_error.101] "
+    if (message != std::string_view::npos) what.remove_prefix(message + 2);
+    error_ = absl::StrCat("not valid JSON: ", Printable(what));
+    return false;
+  }
+  const std::string& error() const { return error_; }
 
  private:
-  std::vector<std::set<std::string>> open_;
-  bool found_ = false;
-  std::string key_;
+  template <typename T>
+  json* Add(T&& value) {
+    json* place = root_;
+    if (!open_.empty() && open_.back()->is_array()) {
+      open_.back()->push_back(nullptr);
+      place = &open_.back()->back();
+    } else if (!open_.empty()) {
+      place = member_;
+    }
+    *place = std::forward<T>(value);
+    return place;
+  }
+  bool Open(json container) {
+    open_.push_back(Add(std::move(container)));
+    return true;
+  }
+  bool Close() {
+    open_.pop_back();
+    return true;
+  }
+
+  json* root_;
+  std::vector<json*> open_;  // an element of an array that grows is moved only when no child of it is open
+  json* member_ = nullptr;
+  std::string error_;
 };
 
 absl::Status WrongType(const std::string& path, const char* key, const json& value, const char* wanted) {
@@ -93,18 +127,10 @@ absl::StatusOr<json> ParseJson(std::string_view text, const std::string& path) {
   if (DeeperThan(text, kMaxJsonDepth)) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": JSON nested deeper than ", kMaxJsonDepth));
   }
-  DuplicateKeys duplicates;
   json value;
-  try {
-    value = json::parse(text.begin(), text.end(), std::ref(duplicates));
-  } catch (const std::exception& error) {
-    std::string_view what = error.what();
-    const size_t message = what.find("] ");  // after "[json.exception.parse_error.101] "
-    if (message != std::string_view::npos) what.remove_prefix(message + 2);
-    return absl::InvalidArgumentError(absl::StrCat(path, ": not valid JSON: ", Printable(what)));
-  }
-  if (duplicates.found()) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": key \"", Printable(duplicates.key()), "\" occurs twice"));
+  Builder builder(&value);
+  if (!json::sax_parse(text.begin(), text.end(), &builder)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", builder.error()));
   }
   return value;
 }

@@ -111,7 +111,7 @@ absl::Status CheckTiling(const std::map<std::string, SafetensorsEntry>& tensors,
   for (const SafetensorsEntry* entry : sorted) {
     if (entry->begin != expected) {
       return Bad(file, absl::StrCat("tensor \"", Printable(entry->name), "\" begins at ", entry->begin, ", must at ",
-                                    expected, " (a ", entry->begin < expected ? "overlap" : "hole", ")"));
+                                    expected, " (", entry->begin < expected ? "an overlap" : "a hole", ")"));
     }
     expected = entry->end;
   }
