@@ -20,8 +20,7 @@ struct Backend {
 };
 
 std::vector<Backend> Backends() {
-  return {{"reference", [] { return MakeReferenceOps(); }},
-          {"cpu matched, 1 thread", [] { return MakeCpuOps(Numerics::kMatched, 1); }},
+  return {{"cpu matched, 1 thread", [] { return MakeCpuOps(Numerics::kMatched, 1); }},
           {"cpu matched, 2 threads", [] { return MakeCpuOps(Numerics::kMatched, 2); }},
           {"cpu native, 2 threads", [] { return MakeCpuOps(Numerics::kNative, 2); }}};
 }
@@ -117,7 +116,7 @@ TEST(DecoderGolden, Fp16AndBf16StayWithinTheirRoundingOfPyTorch) {
 // a tensor kept in FP32) shows as another ratio.
 TEST(DecoderGolden, Bf16ErrorIsAboutEightTimesFp16Error) {
   double squares[2] = {0, 0};
-  const std::unique_ptr<Ops> ops = MakeReferenceOps();
+  const std::unique_ptr<Ops> ops = MakeCpuOps(Numerics::kMatched, 1);
   for (const char* name : kCases) {
     const Golden golden = LoadGolden(name);
     for (int i = 0; i < 2; ++i) {
@@ -139,7 +138,7 @@ TEST(DecoderGradient, MatchesFiniteDifferencesInFp32AlongEveryParameter) {
   config.tie_word_embeddings = false;
   const ParamLayout layout(config);
   const PackedBatch batch = testing::TestBatch(config, {7, 1, 12}, 1);
-  const std::unique_ptr<Ops> ops = MakeReferenceOps();
+  const std::unique_ptr<Ops> ops = MakeCpuOps(Numerics::kMatched, 1);
   Decoder decoder(config, DType::kF32, ops.get());
   std::vector<float> arena = testing::TestArena(config), gradients(layout.total_size);
   std::vector<float> log_prob(batch.targets.size()), coefficient(batch.targets.size());
