@@ -21,6 +21,7 @@ namespace lockstep {
 inline constexpr int kKeepaliveMs = 10'000;
 inline constexpr int kKeepaliveTimeoutMs = 5'000;
 inline constexpr int kMaxMessageBytes = 64 << 20;
+inline constexpr int kConnectTimeoutMs = 5'000;
 inline constexpr int kMaxReconnectBackoffMs = 1'000;
 
 // A channel with an own connection (not shared with other channels to the address). "host:port".

@@ -1,5 +1,6 @@
 #include "rollout_server/decode_loop.h"
 
+#include <chrono>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -9,7 +10,7 @@ namespace lockstep {
 namespace {
 
 // How often a loop whose consumers are all behind looks at them again.
-constexpr absl::Duration kBlockedPoll = absl::Milliseconds(10);
+constexpr std::chrono::milliseconds kBlockedPoll(10);
 
 }  // namespace
 
@@ -18,16 +19,18 @@ DecodeLoop::DecodeLoop(std::unique_ptr<BatchEngine> engine, RolloutMetrics* metr
 
 DecodeLoop::~DecodeLoop() {
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     stop_ = true;
   }
+  changed_.notify_all();
   thread_.join();
 }
 
 void DecodeLoop::Post(std::function<void(BatchEngine&)> command) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   commands_.push_back(std::move(command));
   idle_ = false;
+  changed_.notify_all();
 }
 
 absl::StatusOr<double> DecodeLoop::Flip(std::shared_ptr<const Weights> weights, const std::string& in_flight,
@@ -36,23 +39,25 @@ absl::StatusOr<double> DecodeLoop::Flip(std::shared_ptr<const Weights> weights, 
   if (!policy.ok()) return policy.status();
   // Shared with the command, which may run after this call has given up.
   struct Call {
-    absl::Mutex mutex;
-    bool abandoned ABSL_GUARDED_BY(mutex) = false;
-    bool done ABSL_GUARDED_BY(mutex) = false;
-    absl::Status status ABSL_GUARDED_BY(mutex);
-    double seconds ABSL_GUARDED_BY(mutex) = 0;
+    std::mutex mutex;  // guards the rest
+    std::condition_variable ended;
+    bool abandoned = false;
+    bool done = false;
+    absl::Status status;
+    double seconds = 0;
   };
   auto call = std::make_shared<Call>();
   Post([call, weights = std::move(weights), policy = *policy](BatchEngine& engine) mutable {
-    absl::MutexLock lock(&call->mutex);
+    const std::lock_guard lock(call->mutex);
     if (call->abandoned) return;
     const absl::Time begin = absl::Now();
     call->status = engine.SwitchWeights(std::move(weights), policy);
     call->seconds = absl::ToDoubleSeconds(absl::Now() - begin);
     call->done = true;
+    call->ended.notify_all();
   });
-  absl::MutexLock lock(&call->mutex);
-  if (!call->mutex.AwaitWithTimeout(absl::Condition(&call->done), timeout)) {
+  std::unique_lock lock(call->mutex);
+  if (!call->ended.wait_for(lock, absl::ToChronoMilliseconds(timeout), [&call] { return call->done; })) {
     call->abandoned = true;
     return absl::DeadlineExceededError(
         absl::StrCat("no engine step ended within ", absl::FormatDuration(timeout), "; the old weights stay"));
@@ -62,12 +67,12 @@ absl::StatusOr<double> DecodeLoop::Flip(std::shared_ptr<const Weights> weights, 
 }
 
 bool DecodeLoop::WaitUntilIdle(absl::Duration timeout) {
-  absl::MutexLock lock(&mutex_);
-  return mutex_.AwaitWithTimeout(absl::Condition(&idle_), timeout);
+  std::unique_lock lock(mutex_);
+  return changed_.wait_for(lock, absl::ToChronoMilliseconds(timeout), [this] { return idle_; });
 }
 
 EngineStats DecodeLoop::stats() const {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   return stats_;
 }
 
@@ -83,10 +88,14 @@ void DecodeLoop::Run() {
 }
 
 bool DecodeLoop::TakeCommands(bool stepped, std::deque<std::function<void(BatchEngine&)>>* taken) {
-  absl::MutexLock lock(&mutex_);
+  std::unique_lock lock(mutex_);
   if (!stepped) {
-    const auto woken = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return stop_ || !commands_.empty(); };
-    mutex_.AwaitWithTimeout(absl::Condition(&woken), idle_ ? absl::InfiniteDuration() : kBlockedPoll);
+    const auto woken = [this] { return stop_ || !commands_.empty(); };
+    if (idle_) {
+      changed_.wait(lock, woken);
+    } else {
+      changed_.wait_for(lock, kBlockedPoll, woken);
+    }
   }
   taken->swap(commands_);
   return !stop_;
@@ -97,9 +106,10 @@ void DecodeLoop::Publish() {
   metrics_->requests_running.Set(stats.running);
   metrics_->requests_waiting.Set(stats.waiting);
   metrics_->kv_cache_blocks_used.Set(static_cast<double>(stats.pages_used));
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   stats_ = stats;
   idle_ = commands_.empty() && engine_->idle();
+  if (idle_) changed_.notify_all();
 }
 
 }  // namespace lockstep

@@ -3,15 +3,16 @@
 #ifndef LOCKSTEP_ROLLOUT_SERVER_DECODE_LOOP_H_
 #define LOCKSTEP_ROLLOUT_SERVER_DECODE_LOOP_H_
 
+#include <condition_variable>
 #include <deque>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "rollout_server/batch_engine.h"
 
@@ -45,7 +46,9 @@ class DecodeLoop {
 
   const std::unique_ptr<BatchEngine> engine_;  // of the loop's thread
   RolloutMetrics* const metrics_;
-  mutable absl::Mutex mutex_;
+  // std::mutex and not absl::Mutex: ThreadSanitizer sees its locks, while the installed Abseil is built without it.
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;  // a command, stop or idle
   std::deque<std::function<void(BatchEngine&)>> commands_ ABSL_GUARDED_BY(mutex_);
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;
   bool idle_ ABSL_GUARDED_BY(mutex_) = true;

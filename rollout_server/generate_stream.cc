@@ -22,7 +22,7 @@ GenerateStream::GenerateStream(const GenerateStreamOptions& options, grpc::Callb
 void GenerateStream::Begin() {
   self_ = shared_from_this();
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     if (!draining_) {
       v1::GenerateResponse credits;
       credits.mutable_credits()->set_groups(options_.credits);
@@ -35,13 +35,13 @@ void GenerateStream::Begin() {
 }
 
 void GenerateStream::Drain() {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   draining_ = true;
   StartNext();
 }
 
 void GenerateStream::Push(v1::GenerateResponse response) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   if (broken_ || finished_) return;
   // Every group that was taken ends with one credit.
   if (response.has_credits()) in_flight_groups_ -= std::min(in_flight_groups_, response.credits().groups());
@@ -50,7 +50,7 @@ void GenerateStream::Push(v1::GenerateResponse response) {
 }
 
 void GenerateStream::Fail(const std::string& reason) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   broken_ = true;
   if (finished_) return;
   LogWarning("stream of ", context_->peer(), ": ", reason);
@@ -88,7 +88,7 @@ void GenerateStream::StartNext() {
 void GenerateStream::OnWriteDone(bool ok) {
   bool lost = false;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     writing_ = false;
     if (writing_message_.has_chunk()) {
       queued_tokens_.fetch_sub(static_cast<size_t>(writing_message_.chunk().token_ids_size()),
@@ -106,7 +106,7 @@ void GenerateStream::OnWriteDone(bool ok) {
 
 void GenerateStream::OnReadDone(bool ok) {
   if (!ok) {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     reads_ended_ = true;
     // A cancelled stream ends its reads as well; OnCancel ends the stream then.
     if (!context_->IsCancelled()) StartNext();
@@ -114,7 +114,7 @@ void GenerateStream::OnReadDone(bool ok) {
   }
   HandleRequest();
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     if (finished_) return;
     read_paused_ = pending_commands_ >= kMaxPendingCommands;
     if (read_paused_) return;
@@ -124,7 +124,7 @@ void GenerateStream::OnReadDone(bool ok) {
 
 void GenerateStream::OnCancel() {
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     broken_ = true;
     StartNext();
   }
@@ -136,7 +136,7 @@ void GenerateStream::OnDone() {
   on_done_(this);
   // The engine may hold the stream for a little longer, as a sink that takes nothing.
   const std::shared_ptr<GenerateStream> last = std::move(self_);
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   broken_ = true;
 }
 
@@ -161,7 +161,7 @@ void GenerateStream::HandleRequest() {
 void GenerateStream::HandleGroup(v1::Group group) {
   bool credit = false, draining = false;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     if (broken_ || finished_) return;
     draining = draining_;
     credit = in_flight_groups_ < options_.credits;
@@ -200,7 +200,7 @@ void GenerateStream::Refuse(const v1::Group& group, v1::GroupRefused::Reason rea
 
 void GenerateStream::Post(std::function<void(BatchEngine&)> command) {
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     ++pending_commands_;
   }
   loop_->Post([self = shared_from_this(), command = std::move(command)](BatchEngine& engine) mutable {
@@ -210,7 +210,7 @@ void GenerateStream::Post(std::function<void(BatchEngine&)> command) {
 }
 
 void GenerateStream::CommandDone() {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   --pending_commands_;
   if (!read_paused_ || finished_ || pending_commands_ >= kMaxPendingCommands) return;
   read_paused_ = false;

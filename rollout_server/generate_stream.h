@@ -12,10 +12,11 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "proto/rollout.grpc.pb.h"
 #include "rollout_server/decode_loop.h"
 #include "rollout_server/group_check.h"
@@ -76,7 +77,7 @@ class GenerateStream final : public grpc::ServerBidiReactor<v1::GenerateRequest,
   v1::GenerateRequest request_;  // of the read under way
   std::atomic<size_t> queued_tokens_{0};
 
-  absl::Mutex mutex_;
+  std::mutex mutex_;
   std::deque<v1::GenerateResponse> queue_ ABSL_GUARDED_BY(mutex_);
   v1::GenerateResponse writing_message_ ABSL_GUARDED_BY(mutex_);
   absl::Time write_begin_ ABSL_GUARDED_BY(mutex_);

@@ -29,14 +29,14 @@ RolloutService::RolloutService(const GenerateStreamOptions& stream, const v1::Se
     : stream_options_(stream), identity_(identity), loop_(loop), metrics_(metrics), on_drain_(std::move(on_drain)) {}
 
 RolloutService::~RolloutService() {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   LOCKSTEP_CHECK(streams_.empty(), "the gRPC server is shut down before its service goes");
 }
 
 void RolloutService::BeginDrain() {
   std::vector<std::shared_ptr<GenerateStream>> streams;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     draining_ = true;
     for (const auto& [pointer, stream] : streams_) {
       if (std::shared_ptr<GenerateStream> held = stream.lock()) streams.push_back(std::move(held));
@@ -46,24 +46,24 @@ void RolloutService::BeginDrain() {
 }
 
 bool RolloutService::WaitForStreams(absl::Duration timeout) {
-  absl::MutexLock lock(&mutex_);
-  const auto none = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return streams_.empty(); };
-  return mutex_.AwaitWithTimeout(absl::Condition(&none), timeout);
+  std::unique_lock lock(mutex_);
+  return stream_ended_.wait_for(lock, absl::ToChronoMilliseconds(timeout), [this] { return streams_.empty(); });
 }
 
 grpc::ServerBidiReactor<v1::GenerateRequest, v1::GenerateResponse>* RolloutService::Generate(
     grpc::CallbackServerContext* context) {
   std::shared_ptr<GenerateStream> stream;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     if (streams_.size() >= kMaxStreams) {
       return new RefusedStream(grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED,
                                             absl::StrCat(kMaxStreams, " streams are open; close one")));
     }
     stream = std::make_shared<GenerateStream>(stream_options_, context, loop_, metrics_, draining_,
                                               [this](GenerateStream* done) {
-                                                absl::MutexLock lock(&mutex_);
+                                                const std::lock_guard lock(mutex_);
                                                 streams_.erase(done);
+                                                stream_ended_.notify_all();
                                               });
     streams_.emplace(stream.get(), stream);
   }
@@ -87,7 +87,7 @@ grpc::ServerUnaryReactor* RolloutService::GetServerInfo(grpc::CallbackServerCont
   info->set_kv_cache_blocks_used(static_cast<uint64_t>(stats.pages_used));
   info->set_generated_tokens_total(stats.generated_tokens);
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     info->set_draining(draining_);
   }
   reactor->Finish(grpc::Status::OK);

@@ -2,13 +2,15 @@
 #ifndef LOCKSTEP_ROLLOUT_SERVER_ROLLOUT_SERVICE_H_
 #define LOCKSTEP_ROLLOUT_SERVER_ROLLOUT_SERVICE_H_
 
+#include <condition_variable>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
-#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "proto/rollout.grpc.pb.h"
 #include "rollout_server/generate_stream.h"
 
@@ -42,7 +44,8 @@ class RolloutService final : public v1::Rollout::CallbackService {
   DecodeLoop* const loop_;
   RolloutMetrics* const metrics_;
   const std::function<void()> on_drain_;
-  absl::Mutex mutex_;
+  std::mutex mutex_;
+  std::condition_variable stream_ended_;
   absl::flat_hash_map<const GenerateStream*, std::weak_ptr<GenerateStream>> streams_ ABSL_GUARDED_BY(mutex_);
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
 };

@@ -1,0 +1,134 @@
+#include "rollout_server/server.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "engine/base/digest.h"
+#include "engine/base/log.h"
+#include "weight_sync/receiver.h"
+
+namespace lockstep {
+namespace {
+
+// How long a shutdown waits for calls before it cancels them.
+constexpr auto kShutdownGrace = std::chrono::milliseconds(200);
+
+std::string NewServerId() {
+  std::random_device device;
+  const uint32_t words[] = {device(), device(), static_cast<uint32_t>(getpid())};
+  return absl::StrCat("rollout-", DigestHex(Digest(words, sizeof(words))));
+}
+
+v1::ServerInfo Identity(const RolloutServerOptions& options, const Weights& weights,
+                        const std::string& metrics_address) {
+  v1::ServerInfo info;
+  info.set_server_id(NewServerId());
+  info.set_model_hash(weights.config.Hash());
+  info.set_dtype(std::string(DTypeName(weights.dtype)));
+  info.set_numerics(options.numerics);
+  info.set_kv_cache_blocks(static_cast<uint64_t>(options.num_pages));
+  info.set_vocab_size(static_cast<uint32_t>(weights.config.vocab_size));
+  info.set_max_sequence_tokens(
+      static_cast<uint32_t>(std::min(weights.config.max_position_embeddings, options.num_pages * kPageTokens)));
+  info.set_metrics_address(metrics_address);
+  return info;
+}
+
+}  // namespace
+
+absl::StatusOr<int64_t> PlanKvPages(const ModelConfig& config, DType dtype, uint64_t kv_cache_mib,
+                                    int64_t max_batch_size, int64_t max_sequence_tokens) {
+  const auto page_bytes = static_cast<int64_t>(KvStorage::BytesPerPage(config, dtype));
+  const int64_t sequence_pages = PagesFor(max_sequence_tokens);
+  int64_t bytes = static_cast<int64_t>(kv_cache_mib) << 20;
+  if (kv_cache_mib == 0) {
+    const int64_t memory = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+    // A page more a sequence for the copy of a shared, partly filled prompt page.
+    bytes = std::min(page_bytes * (sequence_pages + 1) * max_batch_size, memory / 4);
+  }
+  const int64_t pages = std::min<int64_t>(bytes / page_bytes, INT32_MAX);
+  if (pages < sequence_pages) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "KV cache of ", bytes >> 20, " MiB holds ", pages * kPageTokens, " tokens, fewer than one sequence of ",
+        max_sequence_tokens, "; raise rollout.kv_cache_mib to ", (page_bytes * sequence_pages >> 20) + 1));
+  }
+  return pages;
+}
+
+absl::StatusOr<std::unique_ptr<RolloutServer>> RolloutServer::Start(const RolloutServerOptions& options,
+                                                                    std::unique_ptr<Ops> ops,
+                                                                    std::shared_ptr<const Weights> weights) {
+  std::unique_ptr<RolloutServer> server(new RolloutServer());
+  if (options.metrics_port >= 0) {
+    auto metrics_server = MetricsServer::Start(&server->registry_, options.bind, options.metrics_port);
+    if (!metrics_server.ok()) return metrics_server.status();
+    server->metrics_server_ = *std::move(metrics_server);
+    server->metrics_address_ = server->metrics_server_->address();
+  }
+  server->ops_ = std::move(ops);
+  const BatchEngineOptions engine_options{
+      .num_pages = options.num_pages, .limits = options.limits, .stall_limit_seconds = options.stall_limit_seconds};
+  auto engine = std::make_unique<BatchEngine>(engine_options, server->ops_.get(), weights, &server->metrics_);
+  server->loop_ = std::make_unique<DecodeLoop>(std::move(engine), &server->metrics_);
+
+  GenerateStreamOptions stream_options;
+  stream_options.credits = options.max_groups_in_flight;
+  stream_options.limits = {.vocab_size = weights->config.vocab_size,
+                           .max_position_embeddings = weights->config.max_position_embeddings,
+                           .kv_cache_tokens = options.num_pages * kPageTokens};
+  server->metrics_.queue_capacity.Set(static_cast<double>(options.max_groups_in_flight) * kMaxSamplesPerGroup);
+  RolloutServer* self = server.get();
+  server->service_ =
+      std::make_unique<RolloutService>(stream_options, Identity(options, *weights, server->metrics_address_),
+                                       server->loop_.get(), &server->metrics_, options.on_drain);
+  server->receiver_ =
+      MakeWeightReceiver({.config = weights->config,
+                          .dtype = weights->dtype,
+                          .initial_epoch = weights->epoch,
+                          .initial_version = weights->version},
+                         [self](std::shared_ptr<const Weights> next, const std::string& in_flight) {
+                           return self->loop_->Flip(std::move(next), in_flight, absl::Seconds(kFlipTimeoutSeconds));
+                         });
+
+  EnableHealthAndReflection();
+  grpc::ServerBuilder builder;
+  builder.RegisterService(server->service_.get());
+  builder.RegisterService(server->receiver_.get());
+  if (options.tokenizer != nullptr) {
+    server->text_service_ = std::make_unique<TextService>(options.tokenizer, weights->config.eos_token_ids);
+    builder.RegisterService(server->text_service_.get());
+  }
+  absl::StatusOr<ListeningServer> listening = StartServer(builder, options.bind, options.port);
+  if (!listening.ok()) return listening.status();
+  server->listening_ = *std::move(listening);
+  SetServing(*server->listening_.server, kReadinessName, true);
+  SetServing(*server->listening_.server, kRolloutServiceName, true);
+  server->registry_.SetState("serving");
+  return server;
+}
+
+RolloutServer::~RolloutServer() {
+  if (listening_.server == nullptr) return;
+  listening_.server->Shutdown(std::chrono::system_clock::now() + kShutdownGrace);
+  // Reactions of cancelled streams may still run after Shutdown has returned.
+  service_->WaitForStreams(absl::Seconds(10));
+  listening_.server->Wait();
+}
+
+bool RolloutServer::Drain(absl::Duration grace) {
+  const absl::Time deadline = absl::Now() + grace;
+  SetServing(*listening_.server, kReadinessName, false);
+  SetServing(*listening_.server, kRolloutServiceName, false);
+  registry_.SetState("draining");
+  service_->BeginDrain();
+  const bool streams = service_->WaitForStreams(deadline - absl::Now());
+  return loop_->WaitUntilIdle(deadline - absl::Now()) && streams;
+}
+
+}  // namespace lockstep
