@@ -16,6 +16,10 @@ constexpr int64_t kDepth = 512;       // k block
 constexpr int64_t kGroupPanels = 16;  // panels whose slices stay in L2 together
 constexpr int64_t kSuperRows = 1026;  // rows whose accumulators are held at once; a multiple of kRows
 constexpr int64_t kTileColumns = kGroupPanels * kPanelWidth;
+// Up to this many rows every panel is taken over the whole of K, so that memory is read in long runs, in groups that
+// the later row blocks still find in L2.
+constexpr int64_t kFewRows = 16;
+constexpr int64_t kFewRowsGroupBytes = 128 << 10;
 
 // Eight values of B at `p`, as FP32.
 template <DType kType>
@@ -30,7 +34,11 @@ inline __m256 LoadB(const char* p) {
   }
 }
 
-// R rows x P panels over `depth` of k: c[r][p * 16 ..] = fma chain, continued from c or begun at zero.
+// Bytes ahead of the loads that the tile asks for; its last steps ask for the start of the next P panels instead.
+constexpr int64_t kPrefetchBytes = 4096;
+
+// R rows x P panels over `depth` of k: c[r][p * 16 ..] = fma chain, continued from c or begun at zero. R * 2P is at
+// most 12: with the smaller side held (broadcasts or B) and one register for the other, the tile needs 16.
 template <int R, int P, DType kType>
 void Tile(const float* a, const char* b, int64_t panel_stride_bytes, int64_t depth, bool continue_chain, float* c,
           int64_t c_stride) {
@@ -43,22 +51,35 @@ void Tile(const float* a, const char* b, int64_t panel_stride_bytes, int64_t dep
       acc[r][v] = continue_chain ? _mm256_loadu_ps(c + r * c_stride + v * 8) : _mm256_setzero_ps();
     }
   }
-  for (int64_t k = 0; k < depth; ++k) {
-    __m256 row_b[2 * P];
+  const auto run = [&](int64_t k_begin, int64_t k_end, int64_t ahead) __attribute__((always_inline)) {
+    for (int64_t k = k_begin; k < k_end; ++k) {
+      const char* at = b + k * kStep;
+      if constexpr (P == 1) {
+        _mm_prefetch(at + ahead, _MM_HINT_T0);
+        const __m256 low = LoadB<kType>(at), high = LoadB<kType>(at + kStep / 2);
 #pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) {
-      const char* at = b + p * panel_stride_bytes + k * kStep;
-      _mm_prefetch(at + 2048, _MM_HINT_T0);
-      row_b[2 * p] = LoadB<kType>(at);
-      row_b[2 * p + 1] = LoadB<kType>(at + kStep / 2);
+        for (int r = 0; r < R; ++r) {
+          const __m256 value = _mm256_broadcast_ss(a + k * R + r);
+          acc[r][0] = _mm256_fmadd_ps(value, low, acc[r][0]);
+          acc[r][1] = _mm256_fmadd_ps(value, high, acc[r][1]);
+        }
+      } else {
+        __m256 values[R];
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) values[r] = _mm256_broadcast_ss(a + k * R + r);
+#pragma GCC unroll 8
+        for (int v = 0; v < 2 * P; ++v) {
+          if (v % 2 == 0) _mm_prefetch(at + v / 2 * panel_stride_bytes + ahead, _MM_HINT_T0);
+          const __m256 column = LoadB<kType>(at + v / 2 * panel_stride_bytes + v % 2 * (kStep / 2));
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r) acc[r][v] = _mm256_fmadd_ps(values[r], column, acc[r][v]);
+        }
+      }
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const __m256 value = _mm256_broadcast_ss(a + k * R + r);
-#pragma GCC unroll 8
-      for (int v = 0; v < 2 * P; ++v) acc[r][v] = _mm256_fmadd_ps(value, row_b[v], acc[r][v]);
-    }
-  }
+  };
+  const int64_t last = std::max<int64_t>(0, depth - kPrefetchBytes / kStep);
+  run(0, last, kPrefetchBytes);
+  run(last, depth, P * panel_stride_bytes - last * kStep);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
@@ -66,23 +87,65 @@ void Tile(const float* a, const char* b, int64_t panel_stride_bytes, int64_t dep
   }
 }
 
+// The native order of few rows: even and odd k are two chains, added at the end. c = R rows of one panel.
+template <int R, DType kType>
+void EvenOddTile(const float* a, const char* b, int64_t depth, float* c, int64_t c_stride) {
+  constexpr int64_t kStep = kPanelWidth * static_cast<int64_t>(DTypeSize(kType));
+  __m256 acc[2][R][2] = {};
+  const auto step = [&](int64_t k, __m256(&chains)[R][2]) __attribute__((always_inline)) {
+    const __m256 low = LoadB<kType>(b + k * kStep), high = LoadB<kType>(b + k * kStep + kStep / 2);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const __m256 value = _mm256_broadcast_ss(a + k * R + r);
+      chains[r][0] = _mm256_fmadd_ps(value, low, chains[r][0]);
+      chains[r][1] = _mm256_fmadd_ps(value, high, chains[r][1]);
+    }
+  };
+  int64_t k = 0;
+  for (; k + 2 <= depth; k += 2) {
+    _mm_prefetch(b + k * kStep + kPrefetchBytes, _MM_HINT_T0);
+    step(k, acc[0]);
+    step(k + 1, acc[1]);
+  }
+  if (k < depth) step(k, acc[0]);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    _mm256_storeu_ps(c + r * c_stride, _mm256_add_ps(acc[0][r][0], acc[1][r][0]));
+    _mm256_storeu_ps(c + r * c_stride + 8, _mm256_add_ps(acc[0][r][1], acc[1][r][1]));
+  }
+}
+
 using TileFunction = void (*)(const float*, const char*, int64_t, int64_t, bool, float*, int64_t);
 
 // Panels that one call covers, by rows: enough chains to hide the FMA latency.
-constexpr int PanelsAtOnce(int64_t rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+constexpr int PanelsAtOnce(int64_t rows) { return rows <= 3 ? 2 : 1; }
 
 template <DType kType>
-constexpr std::array<std::array<TileFunction, 3>, kRows> kTiles = {{
-    {Tile<1, 1, kType>, Tile<1, 2, kType>, Tile<1, 4, kType>},
-    {Tile<2, 1, kType>, Tile<2, 2, kType>, nullptr},
-    {Tile<3, 1, kType>, Tile<3, 2, kType>, nullptr},
-    {Tile<4, 1, kType>, nullptr, nullptr},
-    {Tile<5, 1, kType>, nullptr, nullptr},
-    {Tile<6, 1, kType>, nullptr, nullptr},
+constexpr std::array<std::array<TileFunction, 2>, kRows> kTiles = {{
+    {Tile<1, 1, kType>, Tile<1, 2, kType>},
+    {Tile<2, 1, kType>, Tile<2, 2, kType>},
+    {Tile<3, 1, kType>, Tile<3, 2, kType>},
+    {Tile<4, 1, kType>, nullptr},
+    {Tile<5, 1, kType>, nullptr},
+    {Tile<6, 1, kType>, nullptr},
 }};
 
+using EvenOddFunction = void (*)(const float*, const char*, int64_t, float*, int64_t);
+
+constexpr int64_t kEvenOddRows = 3;
+
+template <DType kType>
+constexpr std::array<EvenOddFunction, kEvenOddRows> kEvenOddTiles = {EvenOddTile<1, kType>, EvenOddTile<2, kType>,
+                                                                     EvenOddTile<3, kType>};
+
+EvenOddFunction FindEvenOddTile(DType dtype, int64_t rows) {
+  const size_t slot = static_cast<size_t>(rows - 1);
+  if (dtype == DType::kF32) return kEvenOddTiles<DType::kF32>[slot];
+  return dtype == DType::kF16 ? kEvenOddTiles<DType::kF16>[slot] : kEvenOddTiles<DType::kBF16>[slot];
+}
+
 TileFunction FindTile(DType dtype, int64_t rows, int panels) {
-  const int slot = panels == 4 ? 2 : panels - 1;
+  const int slot = panels - 1;
   switch (dtype) {
     case DType::kF32:
       return kTiles<DType::kF32>[static_cast<size_t>(rows - 1)][static_cast<size_t>(slot)];
@@ -111,12 +174,20 @@ struct BlockCall {
   int64_t depth;
   bool first;
   bool matched;
+  bool even_odd;
   DType dtype;
   float* c;
   int64_t c_stride;
 };
 
 void RunBlock(const BlockCall& call) {
+  if (call.even_odd) {
+    const EvenOddFunction tile = FindEvenOddTile(call.dtype, call.rows);
+    for (int64_t panel = 0; panel < call.panels; ++panel) {
+      tile(call.a, call.b + panel * call.panel_stride_bytes, call.depth, call.c + panel * kPanelWidth, call.c_stride);
+    }
+    return;
+  }
   int64_t panel = 0;
   while (panel < call.panels) {
     int at_once = PanelsAtOnce(call.rows);
@@ -127,7 +198,7 @@ void RunBlock(const BlockCall& call) {
     if (call.first || call.matched) {
       tile(call.a, b, call.panel_stride_bytes, call.depth, !call.first, c, call.c_stride);
     } else {
-      float partial[kRows * 4 * kPanelWidth];
+      float partial[kRows * 2 * kPanelWidth];
       const int64_t width = at_once * kPanelWidth;
       tile(call.a, b, call.panel_stride_bytes, call.depth, false, partial, width);
       for (int64_t r = 0; r < call.rows; ++r) {
@@ -153,15 +224,19 @@ class PanelWorker {
         tile_(tile),
         panel_scratch_(panel_scratch),
         element_(static_cast<int64_t>(DTypeSize(shape.b_dtype))) {
-    // With one row block every panel is streamed once: no k blocking (native: two halves).
-    depth_ = blocks.count > 1 || pack_b != nullptr ? kDepth : matched ? shape.k : (shape.k + 1) / 2;
-    depth_ = std::max<int64_t>(depth_, 1);
+    if (pack_b != nullptr || blocks.m > kFewRows) return;
+    even_odd_ = !matched && blocks.m <= kEvenOddRows;
+    if (matched || even_odd_) depth_ = std::max<int64_t>(1, shape.k);
+    if (blocks.count > 1) {
+      const int64_t panel_bytes = std::max<int64_t>(1, shape.k * kPanelWidth * element_);
+      group_panels_ = std::clamp<int64_t>(kFewRowsGroupBytes / panel_bytes, 1, kGroupPanels);
+    }
   }
 
   void Run(int64_t panel_begin, int64_t panel_end, Epilogue epilogue) {
     const int64_t panels = panel_end - panel_begin;
     if (panels <= 0) return;
-    const int64_t groups = (panels + kGroupPanels - 1) / kGroupPanels;
+    const int64_t groups = (panels + group_panels_ - 1) / group_panels_;
     for (int64_t g = 0; g < groups; ++g) {
       RunGroup(panel_begin + panels * g / groups, panel_begin + panels * (g + 1) / groups, epilogue);
     }
@@ -186,8 +261,8 @@ class PanelWorker {
       for (int64_t block = 0; block < blocks_.count; ++block) {
         const int64_t row = blocks_.Begin(block);
         const int64_t rows = blocks_.Begin(block + 1) - row;
-        RunBlock({a_ + row * shape_.k + k * rows, rows, b, stride, panels, depth, k == 0, matched_, shape_.b_dtype,
-                  tile_ + row * width, width});
+        RunBlock({a_ + row * shape_.k + k * rows, rows, b, stride, panels, depth, k == 0, matched_, even_odd_,
+                  shape_.b_dtype, tile_ + row * width, width});
       }
     }
     const int64_t column = panel_begin * kPanelWidth;
@@ -205,7 +280,9 @@ class PanelWorker {
   float* tile_;
   void* panel_scratch_;
   const int64_t element_;
-  int64_t depth_;
+  bool even_odd_ = false;
+  int64_t depth_ = kDepth;
+  int64_t group_panels_ = kGroupPanels;
 };
 
 void Gemm(CpuContext& context, const GemmShape& shape, PackRows pack_a, const void* b, const PackPanel* pack_b,

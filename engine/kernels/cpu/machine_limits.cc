@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <numeric>
+#include <vector>
 
 #include "engine/tensor/tensor.h"
 
@@ -31,6 +33,9 @@ void ReadAll(const char* data, size_t bytes) {
   for (const __m256i& part : sum) Keep(part);
 }
 
+// One timed read: some milliseconds, short enough to fall between other processes' turns.
+constexpr size_t kSliceBytes = size_t{96} << 20;
+
 constexpr int64_t kFmaSteps = 250'000;
 constexpr int kChains = 12;
 
@@ -51,25 +56,30 @@ double MeasureReadBandwidth(ThreadPool& pool, size_t bytes, int repeats) {
   Buffer buffer(bytes);
   double best = 0;
   for (int repeat = 0; repeat < repeats; ++repeat) {
-    const Clock::time_point begin = Clock::now();
-    pool.Run([&](int thread, int threads) {
-      const auto [from, to] = StaticSplit(static_cast<int64_t>(bytes), 4096, thread, threads);
-      ReadAll(buffer.As<char>() + from, static_cast<size_t>(to - from));
-    });
-    best = std::max(best, static_cast<double>(bytes) / Seconds(begin));
+    for (size_t at = 0; at + kSliceBytes <= bytes; at += kSliceBytes) {
+      const Clock::time_point begin = Clock::now();
+      pool.Run([&](int thread, int threads) {
+        const auto [from, to] = StaticSplit(static_cast<int64_t>(kSliceBytes), 4096, thread, threads);
+        ReadAll(buffer.As<char>() + at + from, static_cast<size_t>(to - from));
+      });
+      best = std::max(best, static_cast<double>(kSliceBytes) / Seconds(begin));
+    }
   }
   return best;
 }
 
 double MeasureFmaPeak(ThreadPool& pool, int repeats) {
-  double best = 0;
-  const double flops = 2.0 * 8 * kChains * static_cast<double>(kFmaSteps) * pool.threads();
+  std::vector<double> best(static_cast<size_t>(pool.threads()), 0.0);
+  const double flops = 2.0 * 8 * kChains * static_cast<double>(kFmaSteps);
   for (int repeat = 0; repeat < repeats; ++repeat) {
-    const Clock::time_point begin = Clock::now();
-    pool.Run([](int, int) { FmaChains(); });
-    best = std::max(best, flops / Seconds(begin));
+    pool.Run([&](int thread, int) {
+      const Clock::time_point begin = Clock::now();
+      FmaChains();
+      double& own = best[static_cast<size_t>(thread)];
+      own = std::max(own, flops / Seconds(begin));
+    });
   }
-  return best;
+  return std::accumulate(best.begin(), best.end(), 0.0);
 }
 
 MachineLimits MeasureMachineLimits(ThreadPool& pool) {

@@ -14,13 +14,15 @@ inline constexpr size_t kReadBytes = size_t{768} << 20;
 
 struct MachineLimits {
   int threads = 0;
-  double read_bytes_per_second = 0;  // all threads together, each a contiguous part, best of the repeats
+  double read_bytes_per_second = 0;  // all threads together
   double fma_flops_per_second = 0;   // FP32, 8 lanes, two flops a lane and fma
 };
 
-// Best of `repeats` passes over `bytes` of memory that was written first. 32-byte loads and nothing else.
+// All threads read `bytes` of memory (a multiple of 96 MiB, written before) `repeats` times, in slices of 96 MiB; the
+// best slice counts, so that other load on the machine enters little. 32-byte loads and nothing else.
 double MeasureReadBandwidth(ThreadPool& pool, size_t bytes, int repeats);
-// Best of `repeats` runs of 12 independent fma chains a thread, about a millisecond each.
+// The sum over threads, running at once, of each thread's best of `repeats` runs of 12 independent fma chains, half a
+// millisecond each.
 double MeasureFmaPeak(ThreadPool& pool, int repeats);
 
 MachineLimits MeasureMachineLimits(ThreadPool& pool);
