@@ -10,11 +10,17 @@
 #include "engine/model/model.h"
 #include "proto/run_config.pb.h"
 #include "proto/weight_sync.grpc.pb.h"
+#include "weight_sync/rendezvous_store.h"
 
 namespace lockstep {
 
+class MetricsRegistry;
+
 struct ServerUpdate {
   std::string address;
+  // UNAVAILABLE, DEADLINE_EXCEEDED: dead or stopped. FAILED_PRECONDITION: a learner with a newer epoch is in charge,
+  // this one must exit. INVALID_ARGUMENT: the server holds another model or dtype. DATA_LOSS: quarantined after two
+  // digest mismatches. Messages are the failing side's own.
   absl::Status status;  // not OK: the server is stale or dead, and out of rotation until CatchUp succeeds
   double pause_seconds = 0;
 };
@@ -32,6 +38,10 @@ struct WeightPublisherOptions {
   ModelConfig config;
   DType dtype = DType::kF16;  // of the rollout servers
   v1::WeightSyncConfig sync;
+  uint64_t bucket_bytes = 0;                         // 0: sync.bucket_mib
+  std::shared_ptr<RendezvousTable> store = nullptr;  // the table that service() serves, to share it with the learner's
+                                                     // collectives; null: an own one
+  MetricsRegistry* metrics = nullptr;                // outlives the publisher; may be null
 };
 
 class WeightPublisher {
@@ -46,10 +56,11 @@ class WeightPublisher {
   // Rounds the master weights (flat FP32 arena, ParamLayout order) to the rollout dtype and brings every address to
   // (epoch, version). Never waits beyond sync.timeout_seconds (+ one second for the abort). OK when at least one server
   // committed, or when `addresses` is empty; per-server outcomes are in the report. Failed servers keep their old
-  // version whole.
+  // version whole. When none committed: the code of the most telling failure, FAILED_PRECONDITION first.
   virtual absl::StatusOr<UpdateReport> Publish(uint64_t epoch, uint64_t version, const float* arena,
                                                const std::vector<std::string>& addresses) = 0;
-  // Brings one late or returned server to the last published version, by a point-to-point pull.
+  // Brings one late or returned server to the last published version, by a point-to-point pull. Also ends its
+  // quarantine. May run while Publish does.
   virtual absl::Status CatchUp(const std::string& address) = 0;
 };
 

@@ -12,6 +12,8 @@
 
 namespace lockstep {
 
+class MetricsRegistry;
+
 // Called at Commit with the complete, verified set. Makes it current between two decode steps, treats samples in flight
 // by `in_flight` (RunConfig weight_sync.in_flight), and returns the seconds for which decoding stood still.
 using FlipWeights =
@@ -23,6 +25,7 @@ struct WeightReceiverOptions {
   // (epoch, version) of the weights that the process started with; updates must be greater.
   uint64_t initial_epoch = 0;
   uint64_t initial_version = 0;
+  MetricsRegistry* metrics = nullptr;  // outlives the receiver; may be null
 };
 
 // The gRPC service to register on the server. Thread safe; at most one update at a time.

@@ -1,0 +1,63 @@
+// How a bucket's bytes get from the sender (rank 0) to the members of a group. Four calls, each with a deadline; each
+// fails by Status and never by hanging. NCCL fits behind the same four (non-blocking communicator, ncclCommAbort in
+// Close).
+//
+// One thread joins and then sends or receives; Close may come from any thread at any time, and makes the other calls
+// return CANCELLED soon. After any failure, or Close, the object is used up: form a new group under a new prefix.
+#ifndef LOCKSTEP_WEIGHT_SYNC_TRANSPORT_H_
+#define LOCKSTEP_WEIGHT_SYNC_TRANSPORT_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+
+namespace gloo::rendezvous {
+class Store;
+}  // namespace gloo::rendezvous
+
+namespace lockstep {
+
+struct TransportGroup {
+  int rank = 0;
+  int size = 1;
+  std::string route_to;  // "host:port" of a peer: tells which local address the others can reach
+};
+
+class WeightTransport {
+ public:
+  virtual ~WeightTransport() = default;
+
+  // Returns once every member is connected.
+  virtual absl::Status Join(const TransportGroup& group, absl::Time deadline) = 0;
+  // Rank 0: the bytes to every member. Buckets go in order; bucket numbers are the same on both sides.
+  virtual absl::Status Send(uint64_t bucket, const void* data, uint64_t bytes, absl::Time deadline) = 0;
+  // Other ranks. On an error the destination may be overwritten in part.
+  virtual absl::Status Receive(uint64_t bucket, void* data, uint64_t bytes, absl::Time deadline) = 0;
+  // Idempotent.
+  virtual void Close() = 0;
+};
+
+// The store is made by `make_store(timeout, cancelled)` at Join, so that its own waits end by Join's deadline and by
+// Close.
+using MakeStore =
+    std::function<std::unique_ptr<gloo::rendezvous::Store>(absl::Duration timeout, std::function<bool()> cancelled)>;
+std::unique_ptr<WeightTransport> MakeGlooTransport(MakeStore make_store);
+
+// When a bucket must be over: bytes at kExpectedBytesPerSecond with a safety factor, and a constant; never later than
+// the update's own deadline. A lost root is seen only by this (docs/weight_sync.md), so it is short.
+inline constexpr double kExpectedBytesPerSecond = 200e6;
+inline constexpr double kBucketSafety = 4;
+inline constexpr absl::Duration kBucketConstant = absl::Seconds(2);
+// For the connection of the group. A member that died before it joined is seen by this, or by its control call.
+inline constexpr absl::Duration kJoinTimeout = absl::Seconds(10);
+inline constexpr int kMaxGroupSize = 1024;
+absl::Time JoinDeadline(absl::Time now, absl::Time update_deadline);
+absl::Time BucketDeadline(uint64_t bytes, absl::Time now, absl::Time update_deadline);
+
+}  // namespace lockstep
+
+#endif  // LOCKSTEP_WEIGHT_SYNC_TRANSPORT_H_

@@ -1,0 +1,303 @@
+#include "weight_sync/update_run.h"
+
+#include <signal.h>
+
+#include <algorithm>
+#include <deque>
+#include <functional>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "engine/base/log.h"
+#include "proto/channel.h"
+#include "weight_sync/failpoints.h"
+#include "weight_sync/transport.h"
+
+namespace lockstep {
+namespace {
+
+// RPC deadlines lie a little behind the machine's own, whose words are clearer.
+constexpr absl::Duration kCallGrace = absl::Milliseconds(500);
+
+using EventKind = SenderEvent::Kind;
+
+// Answers may come after Run has returned; they hold the queue, not the run.
+class EventQueue {
+ public:
+  void Push(SenderEvent event) {
+    absl::MutexLock lock(&mutex_);
+    events_.push_back(std::move(event));
+    changed_.Signal();
+  }
+  // The next event, or a tick when `deadline` has passed.
+  SenderEvent Pop(absl::Time deadline) {
+    absl::MutexLock lock(&mutex_);
+    while (events_.empty()) {
+      if (changed_.WaitWithDeadline(&mutex_, deadline) && events_.empty()) return SenderEvent();
+    }
+    SenderEvent event = std::move(events_.front());
+    events_.pop_front();
+    return event;
+  }
+
+ private:
+  absl::Mutex mutex_;
+  absl::CondVar changed_;
+  std::deque<SenderEvent> events_ ABSL_GUARDED_BY(mutex_);
+};
+
+template <typename Request, typename Response>
+struct Call {
+  grpc::ClientContext context;
+  Request request;
+  Response response;
+};
+
+// What the answers left behind, written by gRPC's threads.
+struct Shared {
+  EventQueue queue;
+  absl::Mutex mutex;
+  std::vector<double> pause_seconds ABSL_GUARDED_BY(mutex);
+  int digest_mismatches ABSL_GUARDED_BY(mutex) = 0;
+  int buckets_sent ABSL_GUARDED_BY(mutex) = 0;
+};
+
+struct Transfer {
+  std::shared_ptr<WeightTransport> transport;
+  std::string prefix;
+  std::thread thread;
+};
+
+class Run {
+ public:
+  explicit Run(UpdateRunOptions options) : options_(std::move(options)) {
+    absl::MutexLock lock(&shared_->mutex);
+    shared_->pause_seconds.resize(options_.peers.size());
+  }
+
+  UpdateOutcome Execute() {
+    begun_ = absl::Now();
+    SenderEvent event;
+    event.kind = EventKind::kStart;
+    event.key = {options_.snapshot->id, options_.first_attempt};
+    event.num_servers = static_cast<int>(options_.peers.size());
+    event.budget = options_.budget;
+    while (true) {
+      const UpdateState before = state_.state;
+      SenderTransition transition = Step(state_, event, absl::Now());
+      state_ = std::move(transition.next);
+      if (!transition.reason.empty()) LogInfo(transition.reason);
+      NoteTimes(before);
+      for (const SenderAction& action : transition.actions) Carry(action, transition.reason);
+      if (state_.finished) break;
+      event = shared_->queue.Pop(state_.phase_deadline);
+    }
+    CloseTransfers();
+    return Outcome();
+  }
+
+ private:
+  void Carry(const SenderAction& action, const std::string& reason) {
+    switch (action.kind) {
+      case SenderAction::Kind::kBegin:
+        return Begin(action);
+      case SenderAction::Kind::kTransfer:
+        return StartTransfer(action);
+      case SenderAction::Kind::kCloseTransport:
+        if (!transfers_.empty()) transfers_.back().transport->Close();
+        return;
+      case SenderAction::Kind::kAbort:
+        return Abort(action, reason);
+      case SenderAction::Kind::kCommit:
+        return Commit(action);
+      case SenderAction::Kind::kFinish:
+        return;
+    }
+  }
+
+  template <typename Request, typename Response>
+  std::shared_ptr<Call<Request, Response>> MakeCall(const SenderAction& action) const {
+    auto call = std::make_shared<Call<Request, Response>>();
+    call->request.set_epoch(action.key.id.epoch);
+    call->request.set_version(action.key.id.version);
+    call->request.set_attempt(action.key.attempt);
+    const absl::Time deadline = std::max(action.deadline, absl::Now()) + kCallGrace;
+    SetDeadline(call->context, absl::ToDoubleSeconds(deadline - absl::Now()));
+    return call;
+  }
+  static SenderEvent Answer(const SenderAction& action, int server, EventKind kind, const grpc::Status& status) {
+    SenderEvent event;
+    event.kind = kind;
+    event.key = action.key;
+    event.server = server;
+    event.status = ToAbslStatus(status);
+    return event;
+  }
+
+  void Begin(const SenderAction& action) {
+    auto call = MakeCall<v1::BeginUpdate, v1::Vote>(action);
+    *call->request.mutable_manifest() = options_.snapshot->manifest;
+    call->request.set_transport("gloo");
+    call->request.set_store_address(options_.source_address);
+    call->request.set_timeout_ms(
+        static_cast<uint64_t>(absl::ToInt64Milliseconds(state_.deadline - absl::Now() + kAbortGrace)));
+    auto peer = options_.peers[static_cast<size_t>(action.server)];
+    peer->update->async()->Begin(&call->context, &call->request, &call->response,
+                                 [call, action, peer, shared = shared_](const grpc::Status& status) {
+                                   SenderEvent event = Answer(action, action.server, EventKind::kVote, status);
+                                   if (event.status.ok() && !call->response.ready()) {
+                                     event.status = absl::InvalidArgumentError(call->response.reason());
+                                   }
+                                   shared->queue.Push(std::move(event));
+                                 });
+  }
+
+  void StartTransfer(const SenderAction& action) {
+    Transfer transfer;
+    transfer.prefix =
+        absl::StrCat("weights/", action.key.id.epoch, "/", action.key.id.version, "/", action.key.attempt);
+    transfer.transport = MakeGlooTransport(
+        [store = options_.store, prefix = transfer.prefix](absl::Duration timeout, std::function<bool()> cancelled) {
+          return MakeLocalRendezvousStore(store, {prefix, timeout, std::move(cancelled)});
+        });
+    for (size_t i = 0; i < action.members.size(); ++i) Receive(action, i, transfer.prefix);
+    TransportGroup group;
+    group.size = static_cast<int>(action.members.size()) + 1;
+    group.route_to = options_.peers[static_cast<size_t>(action.members[0])]->address;
+    transfer.thread = std::thread([this, action, group, transport = transfer.transport] {
+      SenderEvent event;
+      event.kind = EventKind::kSent;
+      event.key = action.key;
+      event.status = Send(*transport, group, action.deadline);
+      shared_->queue.Push(std::move(event));
+    });
+    transfers_.push_back(std::move(transfer));
+  }
+
+  absl::Status Send(WeightTransport& transport, const TransportGroup& group, absl::Time deadline) {
+    absl::Status status = transport.Join(group, JoinDeadline(absl::Now(), deadline));
+    const WeightSnapshot& snapshot = *options_.snapshot;
+    for (size_t i = 0; i < snapshot.plan.buckets.size() && status.ok(); ++i) {
+      if (FailpointFires("sender.die")) raise(SIGKILL);
+      const uint64_t bytes = snapshot.plan.buckets[i].bytes;
+      status = transport.Send(i, snapshot.BucketData(i), bytes, BucketDeadline(bytes, absl::Now(), deadline));
+      if (status.ok()) {
+        absl::MutexLock lock(&shared_->mutex);
+        ++shared_->buckets_sent;
+      }
+    }
+    return status;
+  }
+
+  void Receive(const SenderAction& action, size_t member, const std::string& prefix) {
+    const int server = action.members[member];
+    auto call = MakeCall<v1::ReceiveBuckets, v1::Received>(action);
+    call->request.set_store_prefix(prefix);
+    call->request.set_rank(static_cast<uint32_t>(member + 1));
+    call->request.set_world_size(static_cast<uint32_t>(action.members.size() + 1));
+    auto peer = options_.peers[static_cast<size_t>(server)];
+    peer->update->async()->Receive(
+        &call->context, &call->request, &call->response,
+        [call, action, server, peer, shared = shared_, snapshot = options_.snapshot](const grpc::Status& status) {
+          SenderEvent event = Answer(action, server, EventKind::kReceived, status);
+          const auto& digests = call->response.bucket_digests();
+          int mismatches = digests.size() == static_cast<int>(snapshot->digests.size()) ? 0 : 1;
+          for (int i = 0; i < digests.size() && mismatches == 0; ++i) {
+            if (digests[i] != snapshot->digests[static_cast<size_t>(i)]) ++mismatches;
+          }
+          event.digests_match = mismatches == 0;
+          if (status.ok()) {
+            absl::MutexLock lock(&shared->mutex);
+            shared->digest_mismatches += mismatches;
+          }
+          shared->queue.Push(std::move(event));
+        });
+  }
+
+  void Abort(const SenderAction& action, const std::string& reason) {
+    auto call = MakeCall<v1::AbortUpdate, v1::Aborted>(action);
+    call->request.set_reason(reason);
+    auto peer = options_.peers[static_cast<size_t>(action.server)];
+    peer->control->async()->Abort(&call->context, &call->request, &call->response,
+                                  [call, action, peer, shared = shared_](const grpc::Status& status) {
+                                    shared->queue.Push(Answer(action, action.server, EventKind::kAborted, status));
+                                  });
+  }
+
+  void Commit(const SenderAction& action) {
+    auto call = MakeCall<v1::CommitUpdate, v1::Committed>(action);
+    call->request.set_in_flight(options_.in_flight);
+    auto peer = options_.peers[static_cast<size_t>(action.server)];
+    peer->control->async()->Commit(&call->context, &call->request, &call->response,
+                                   [call, action, peer, shared = shared_](const grpc::Status& status) {
+                                     if (status.ok()) {
+                                       absl::MutexLock lock(&shared->mutex);
+                                       shared->pause_seconds[static_cast<size_t>(action.server)] =
+                                           call->response.pause_seconds();
+                                     }
+                                     shared->queue.Push(Answer(action, action.server, EventKind::kCommitted, status));
+                                   });
+  }
+
+  // Seconds by phase, over all attempts.
+  void NoteTimes(UpdateState before) {
+    const absl::Time now = absl::Now();
+    if (before != state_.state) {
+      const double seconds = absl::ToDoubleSeconds(now - phase_begun_);
+      if (before == UpdateState::kPreparing) outcome_.begin_seconds += seconds;
+      if (before == UpdateState::kReceiving) outcome_.report.transfer_seconds += seconds;
+      if (before == UpdateState::kVerifying) outcome_.commit_seconds += seconds;
+      phase_begun_ = now;
+    }
+  }
+
+  void CloseTransfers() {
+    for (Transfer& transfer : transfers_) {
+      transfer.transport->Close();
+      transfer.thread.join();
+      options_.store->ErasePrefix(transfer.prefix + "/");
+    }
+  }
+
+  UpdateOutcome Outcome() {
+    UpdateReport& report = outcome_.report;
+    report.epoch = options_.snapshot->id.epoch;
+    report.version = options_.snapshot->id.version;
+    report.bytes = options_.snapshot->plan.total_bytes;
+    report.seconds = absl::ToDoubleSeconds(absl::Now() - begun_);
+    absl::MutexLock lock(&shared_->mutex);
+    outcome_.digest_mismatches = shared_->digest_mismatches;
+    outcome_.buckets_sent = shared_->buckets_sent;
+    for (size_t i = 0; i < options_.peers.size(); ++i) {
+      const SenderServer& server = state_.servers[i];
+      report.servers.push_back({options_.peers[i]->address, server.status, shared_->pause_seconds[i]});
+      outcome_.quarantined.push_back(server.quarantined);
+    }
+    return std::move(outcome_);
+  }
+
+  const UpdateRunOptions options_;
+  const std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
+  SenderState state_;
+  std::vector<Transfer> transfers_;
+  absl::Time begun_;
+  absl::Time phase_begun_ = absl::Now();
+  UpdateOutcome outcome_;
+};
+
+}  // namespace
+
+std::shared_ptr<ServerPeer> MakeServerPeer(const std::string& address) {
+  auto peer = std::make_shared<ServerPeer>();
+  peer->address = address;
+  peer->update = v1::WeightReceiver::NewStub(MakeChannel(address));
+  peer->control = v1::WeightReceiver::NewStub(MakeChannel(address));
+  return peer;
+}
+
+UpdateOutcome RunUpdate(UpdateRunOptions options) { return Run(std::move(options)).Execute(); }
+
+}  // namespace lockstep
