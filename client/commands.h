@@ -1,0 +1,48 @@
+// The commands of `lockstep`, one function each. A command gets its arguments without its own name and returns the exit
+// code: 0 done, 1 it failed, 2 it was called wrongly. Errors are one line on stderr.
+#ifndef LOCKSTEP_CLIENT_COMMANDS_H_
+#define LOCKSTEP_CLIENT_COMMANDS_H_
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace lockstep {
+
+struct Arguments {
+  std::vector<std::string> words;                          // not beginning with --
+  std::vector<std::pair<std::string, std::string>> flags;  // --name=value, or --name with an empty value
+  // The value of a flag, or `otherwise`; has tells whether it was given.
+  std::string Get(const std::string& name, const std::string& otherwise = "") const;
+  bool Has(const std::string& name) const;
+};
+
+// Splits arguments; a flag not in `known` ("name" or "name=" for one that takes a value) is an error.
+absl::StatusOr<Arguments> SplitArguments(const std::vector<std::string>& arguments,
+                                         const std::vector<std::string>& known);
+
+// Prints "lockstep: message" and returns `code`.
+int Fail(const absl::Status& status, int code = 1);
+int Usage(const std::string& line);
+
+// RUN is a run folder (its learner.address is read) or host:port.
+absl::StatusOr<std::string> LearnerAddress(const std::string& run);
+
+int RunCommand(const std::vector<std::string>& arguments);         // run CONFIG [key=value ...] [--resume] [--detach]
+int PretrainCommand(const std::vector<std::string>& arguments);    // pretrain CONFIG [key=value ...]
+int FilterCommand(const std::vector<std::string>& arguments);      // filter CONFIG [key=value ...] --out=FILE
+int StatusCommand(const std::vector<std::string>& arguments);      // status RUN
+int WatchCommand(const std::vector<std::string>& arguments);       // watch RUN
+int PauseCommand(const std::vector<std::string>& arguments);       // pause RUN
+int ResumeCommand(const std::vector<std::string>& arguments);      // resume RUN
+int StopCommand(const std::vector<std::string>& arguments);        // stop RUN
+int CheckpointCommand(const std::vector<std::string>& arguments);  // checkpoint RUN
+int GenerateCommand(const std::vector<std::string>& arguments);    // generate --model=DIR PROMPT
+int SummaryCommand(const std::vector<std::string>& arguments);     // summary RUN
+int DoctorCommand(const std::vector<std::string>& arguments);      // doctor
+
+}  // namespace lockstep
+
+#endif  // LOCKSTEP_CLIENT_COMMANDS_H_

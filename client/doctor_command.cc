@@ -1,0 +1,123 @@
+// doctor: what this machine has, what is missing, and what to do about it.
+#include <sys/statvfs.h>
+#include <sys/sysinfo.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
+#include <sstream>
+#include <string>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "client/child.h"
+#include "client/commands.h"
+
+namespace lockstep {
+namespace {
+
+class Report {
+ public:
+  void Good(const std::string& what, const std::string& found) { Line("ok     ", what, found); }
+  void Missing(const std::string& what, const std::string& way_out) {
+    Line("MISSING", what, way_out);
+    ++missing_;
+  }
+  void Note(const std::string& what, const std::string& found) { Line("note   ", what, found); }
+  int missing() const { return missing_; }
+
+ private:
+  static void Line(const char* mark, const std::string& what, const std::string& text) {
+    std::printf("%s  %-22s %s\n", mark, what.c_str(), text.c_str());
+  }
+  int missing_ = 0;
+};
+
+void CheckProcessor(Report& report) {
+  const bool usable = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (usable) {
+    report.Good("processor", absl::StrCat(std::thread::hardware_concurrency(), " cores with AVX2, FMA and F16C"));
+  } else {
+    report.Missing("processor", "AVX2, FMA and F16C are needed by the CPU engine; use an x86-64-v3 machine");
+  }
+}
+
+void CheckMemoryAndDisk(Report& report) {
+  struct sysinfo info;
+  if (sysinfo(&info) == 0) {
+    const double total = static_cast<double>(info.totalram) * info.mem_unit / (1 << 30);
+    const double free = static_cast<double>(info.freeram + info.bufferram) * info.mem_unit / (1 << 30);
+    report.Good("memory", absl::StrFormat("%.1f GiB, %.1f GiB free", total, free));
+  }
+  struct statvfs disk;
+  if (statvfs(".", &disk) == 0) {
+    const double free = static_cast<double>(disk.f_bavail) * static_cast<double>(disk.f_frsize) / (1 << 30);
+    if (free < 5) {
+      report.Missing("disk", absl::StrFormat("%.1f GiB free here; a build and a small run need 5 GiB", free));
+    } else {
+      report.Good("disk", absl::StrFormat("%.1f GiB free here", free));
+    }
+  }
+}
+
+void CheckPrograms(Report& report) {
+  for (const char* name : {"lockstep_rollout_server", "lockstep_learner"}) {
+    const absl::StatusOr<std::string> path = FindBinary(name);
+    if (path.ok()) {
+      report.Good(name, *path);
+    } else {
+      report.Missing(name, "bazel build //... makes it; or set LOCKSTEP_BIN_DIR to its folder");
+    }
+  }
+  bool prometheus = false;
+  std::stringstream path(std::getenv("PATH") == nullptr ? "" : std::getenv("PATH"));
+  for (std::string folder; std::getline(path, folder, ':');)
+    prometheus |= access((folder + "/prometheus").c_str(), X_OK) == 0;
+  if (prometheus) {
+    report.Good("prometheus", "found");
+  } else {
+    report.Note("prometheus", "not installed; dashboards and alerts need one (apt-get install prometheus)");
+  }
+}
+
+void CheckGpu(Report& report) {
+  std::ifstream version("/proc/driver/nvidia/version");
+  std::string line;
+  if (std::getline(version, line)) {
+    report.Note("GPU", absl::StrCat("driver present (", line, "), but this build computes on the CPU"));
+  } else {
+    report.Note("GPU", "no NVIDIA driver; everything runs on the CPU");
+  }
+}
+
+void CheckLoopback(Report& report) {
+  std::ifstream state("/sys/class/net/lo/flags");
+  std::string flags;
+  state >> flags;
+  if (!flags.empty() && (std::stoul(flags, nullptr, 16) & 1u) != 0) {
+    report.Good("loopback", "up");
+  } else {
+    report.Missing("loopback", "the services talk over 127.0.0.1; bring it up (ip link set lo up)");
+  }
+}
+
+}  // namespace
+
+int DoctorCommand(const std::vector<std::string>& arguments) {
+  if (!arguments.empty()) return Usage("doctor takes no arguments");
+  Report report;
+  CheckProcessor(report);
+  CheckMemoryAndDisk(report);
+  CheckPrograms(report);
+  CheckLoopback(report);
+  CheckGpu(report);
+  if (report.missing() == 0) {
+    std::printf("nothing is missing\n");
+    return 0;
+  }
+  std::printf("%d missing\n", report.missing());
+  return 1;
+}
+
+}  // namespace lockstep

@@ -1,0 +1,69 @@
+// Starts a run's services as child processes on loopback, keeps the rollout servers alive, and ends them all.
+#ifndef LOCKSTEP_CLIENT_LAUNCHER_H_
+#define LOCKSTEP_CLIENT_LAUNCHER_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "client/child.h"
+#include "proto/run_config.pb.h"
+
+namespace lockstep {
+
+// Restarts of one rollout server after which the run goes on without it.
+inline constexpr int kMaxRestarts = 5;
+// How long a service may take to serve (it loads the model first).
+inline constexpr double kStartSeconds = 300;
+
+struct LaunchOptions {
+  std::string mode = "rl";  // "rl", "pretrain", "filter"
+  bool resume = false;
+  std::vector<std::string> learner_flags;  // passed on
+};
+
+class Launcher {
+ public:
+  Launcher(v1::RunConfig config, LaunchOptions options);
+  ~Launcher();  // ends what still runs
+
+  // Writes config.yaml and config.pbtxt into the run folder, starts rollout servers (mode rl and filter, when no
+  // addresses are given), then the learner ranks. On an error everything that was started is ended.
+  absl::Status Start();
+  const std::string& learner_address() const { return learner_address_; }
+
+  // Restarts rollout servers that died and announces them; returns a line per event. Not OK when a learner has ended
+  // (its exit code in *exit_code): then the run is over.
+  absl::Status Tend(std::vector<std::string>* events, int* exit_code);
+
+  // Asks the learners to end after the step in progress, with a checkpoint.
+  void StopLearners();
+  // Learners first (they write a checkpoint), then rollout servers.
+  void EndAll(double learner_seconds);
+
+ private:
+  struct Server {
+    std::unique_ptr<Child> child;
+    int restarts = 0;
+    bool announced = true;
+  };
+
+  absl::Status PrepareFolder();
+  absl::Status StartServer(int index);
+  absl::Status StartLearner(int rank, const std::string& rollout_addresses);
+  std::string Path(const std::string& name) const { return config_.run_dir() + "/" + name; }
+  absl::Status Announce(const std::string& address);
+
+  const v1::RunConfig config_;
+  const LaunchOptions options_;
+  std::vector<Server> servers_;
+  std::vector<std::unique_ptr<Child>> learners_;  // by rank
+  std::string learner_address_;
+};
+
+}  // namespace lockstep
+
+#endif  // LOCKSTEP_CLIENT_LAUNCHER_H_
