@@ -1,5 +1,7 @@
 #include "engine/kernels/cpu/linear.h"
 
+#include <immintrin.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -19,39 +21,85 @@ char* MutableAt(const Tensor& tensor, int64_t row, int64_t column) {
   return static_cast<char*>(tensor.Row(row)) + column * static_cast<int64_t>(DTypeSize(tensor.dtype));
 }
 
-// destination [cols][count] = x rows [row, row + count), transposed.
+// Eight elements as FP32.
+template <DType kType>
+inline __m256 Load8(const char* from) {
+  if constexpr (kType == DType::kF32) {
+    return _mm256_loadu_ps(reinterpret_cast<const float*>(from));
+  } else {
+    const __m128i words = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    if constexpr (kType == DType::kF16) return _mm256_cvtph_ps(words);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16));
+  }
+}
+
+// Transposes 8 x 8 in place.
+inline void Transpose8(__m256 (&rows)[8]) {
+  __m256 pairs[8];
+  for (int i = 0; i < 4; ++i) {
+    pairs[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+    pairs[2 * i + 1] = _mm256_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+  }
+  __m256 quads[8];
+  for (int i = 0; i < 2; ++i) {
+    for (int j = 0; j < 2; ++j) {
+      quads[4 * i + 2 * j] = _mm256_shuffle_ps(pairs[4 * i + j], pairs[4 * i + 2 + j], 0x44);
+      quads[4 * i + 2 * j + 1] = _mm256_shuffle_ps(pairs[4 * i + j], pairs[4 * i + 2 + j], 0xEE);
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    rows[i] = _mm256_permute2f128_ps(quads[i], quads[4 + i], 0x20);
+    rows[4 + i] = _mm256_permute2f128_ps(quads[i], quads[4 + i], 0x31);
+  }
+}
+
+// Columns [0, result) of PackTransposed: eight at a time, each of the eight stores reaching over into the place of the
+// following columns, so the last ones are left to the caller.
+template <DType kType>
+int64_t PackTransposedWide(const Tensor& x, int64_t row, int64_t count, float* destination) {
+  int64_t k = 0;
+  for (; k + 15 <= x.cols; k += 8) {
+    __m256 tile[8] = {};
+    for (int64_t r = 0; r < count; ++r) tile[r] = Load8<kType>(At(x, row + r, k));
+    Transpose8(tile);
+    for (int64_t i = 0; i < 8; ++i) _mm256_storeu_ps(destination + (k + i) * count, tile[i]);
+  }
+  return k;
+}
+
+// destination [cols][count] = x rows [row, row + count), transposed; count <= 8.
 void PackTransposed(const Tensor& x, int64_t row, int64_t count, float* destination) {
   if (count == 1) {
     ConvertToFloat(x.dtype, x.Row(row), destination, static_cast<size_t>(x.cols));
     return;
   }
-  float chunk[kChunk];
+  const int64_t done = x.dtype == DType::kF32   ? PackTransposedWide<DType::kF32>(x, row, count, destination)
+                       : x.dtype == DType::kF16 ? PackTransposedWide<DType::kF16>(x, row, count, destination)
+                                                : PackTransposedWide<DType::kBF16>(x, row, count, destination);
+  float tail[16];  // fewer than 15 columns are left
+  const int64_t left = x.cols - done;
   for (int64_t r = 0; r < count; ++r) {
-    for (int64_t k = 0; k < x.cols; k += kChunk) {
-      const int64_t n = std::min(kChunk, x.cols - k);
-      ConvertToFloat(x.dtype, At(x, row + r, k), chunk, static_cast<size_t>(n));
-      float* to = destination + k * count + r;
-      for (int64_t i = 0; i < n; ++i) to[i * count] = chunk[i];
-    }
+    ConvertToFloat(x.dtype, At(x, row + r, done), tail, static_cast<size_t>(left));
+    for (int64_t i = 0; i < left; ++i) destination[(done + i) * count + r] = tail[i];
   }
 }
 
-// destination [rows][count] = columns [column, column + count) of d.
+// Rows [0, result) of PackColumns, eight columns a load and a store; see PackTransposedWide.
+template <DType kType>
+int64_t PackColumnsWide(const Tensor& d, int64_t column, int64_t count, float* destination) {
+  if (column + 8 > d.cols) return 0;
+  int64_t t = 0;
+  for (; t + 8 <= d.rows; ++t) _mm256_storeu_ps(destination + t * count, Load8<kType>(At(d, t, column)));
+  return t;
+}
+
+// destination [rows][count] = columns [column, column + count) of d; count <= 8.
 void PackColumns(const Tensor& d, int64_t column, int64_t count, float* destination) {
-  const size_t element = DTypeSize(d.dtype);
-  for (int64_t t = 0; t < d.rows; ++t) {
-    const char* from = At(d, t, column);
-    float* to = destination + t * count;
-    if (element == 4) {
-      std::memcpy(to, from, static_cast<size_t>(count) * 4);
-    } else {
-      // Eight halves at once where the row has them; the tile never takes more than eight columns.
-      uint16_t halves[8] = {};
-      float values[8];
-      std::memcpy(halves, from, static_cast<size_t>(count) * 2);
-      ConvertToFloat(d.dtype, halves, values, 8);
-      std::memcpy(to, values, static_cast<size_t>(count) * 4);
-    }
+  const int64_t done = d.dtype == DType::kF32   ? PackColumnsWide<DType::kF32>(d, column, count, destination)
+                       : d.dtype == DType::kF16 ? PackColumnsWide<DType::kF16>(d, column, count, destination)
+                                                : PackColumnsWide<DType::kBF16>(d, column, count, destination);
+  for (int64_t t = done; t < d.rows; ++t) {
+    ConvertToFloat(d.dtype, At(d, t, column), destination + t * count, static_cast<size_t>(count));
   }
 }
 
