@@ -47,6 +47,7 @@ TEST(KvStorage, CopyPageTakesTheFirstTokensOfEveryLayerAndLeavesTheRest) {
 
 TEST(Decoder, HoldsNoMoreThanTrainingBytesAndAllocatesNothingInSteadyState) {
   ModelConfig config = QuickstartShape();
+  config.num_layers = 3;
   for (DType dtype : {DType::kF16, DType::kF32}) {
     for (bool recompute : {false, true}) {
       for (int rows : {64, 700}) {
@@ -58,7 +59,7 @@ TEST(Decoder, HoldsNoMoreThanTrainingBytesAndAllocatesNothingInSteadyState) {
         const size_t before = LiveBytes();
         const std::unique_ptr<Ops> ops = MakeCpuOps(Numerics::kMatched, 2);
         Decoder decoder(config, dtype, ops.get());
-        size_t held[3];
+        size_t held[2];
         for (size_t& bytes : held) {
           decoder.ForwardPacked(weights, batch, 1.0f, recompute, log_prob.data(), entropy.data());
           decoder.Backward(weights, batch, 1.0f, coefficient.data(), gradients.data());
@@ -68,7 +69,6 @@ TEST(Decoder, HoldsNoMoreThanTrainingBytesAndAllocatesNothingInSteadyState) {
         // A bound that is honest is also of use: not more than twice what is held, and a fixed part.
         EXPECT_LE(Decoder::TrainingBytes(config, dtype, rows, recompute), 2 * held[0] + (size_t{64} << 20));
         EXPECT_EQ(held[1], held[0]);
-        EXPECT_EQ(held[2], held[0]);
       }
     }
   }

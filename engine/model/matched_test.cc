@@ -126,19 +126,36 @@ LogProbs Paged(Decoder& decoder, Ops& ops, const Weights& weights, const Sequenc
   }
 }
 
-class Matched : public ::testing::TestWithParam<std::tuple<DType, bool>> {};
+// kWideGroups: 7 query heads on one key head, wider than the model, untied, no bias, a vocabulary of two chunks.
+// kDeepSums: sums longer than a GEMM's k block of 512, outputs wider than its column block of 256.
+enum class Shape { kSmall, kWideGroups, kDeepSums };
 
-TEST_P(Matched, MatchedNumericsGiveEqualBits) {
-  const auto [dtype, wide_groups] = GetParam();
+ModelConfig ShapeConfig(Shape shape) {
   ModelConfig config = testing::SmallConfig();
-  if (wide_groups) {  // 7 query heads on one key head, wider than the model; untied, no bias, V over two chunks
-    config.vocab_size = 4999;
+  if (shape == Shape::kWideGroups) {
     config.num_heads = 7;
     config.num_kv_heads = 1;
     config.head_dim = 12;
+    config.vocab_size = 4999;
     config.qkv_bias = false;
     config.tie_word_embeddings = false;
   }
+  if (shape == Shape::kDeepSums) {
+    config.num_layers = 1;
+    config.hidden_size = 560;
+    config.num_heads = 10;
+    config.num_kv_heads = 2;
+    config.head_dim = 56;
+    config.intermediate_size = 1100;
+  }
+  return config;
+}
+
+class Matched : public ::testing::TestWithParam<std::tuple<DType, Shape>> {};
+
+TEST_P(Matched, MatchedNumericsGiveEqualBits) {
+  const auto [dtype, shape] = GetParam();
+  const ModelConfig config = ShapeConfig(shape);
   const Weights weights = testing::TestWeights(config, dtype);
   const Sequences sequences = MakeSequences(config);
   std::vector<int> forward(sequences.size());
@@ -163,8 +180,9 @@ TEST_P(Matched, MatchedNumericsGiveEqualBits) {
       SCOPED_TRACE("chunks of " + std::to_string(size));
       ExpectEqualBits(Paged(decoder, *ops, weights, sequences, 5, [&](int, int) { return size; }), expected);
     }
-    const std::vector<size_t> batches =
-        threads == 1 ? std::vector<size_t>{1, 2, 3, 4, 5, 6, 7, 8, 11, 16, 31, 32, 64} : std::vector<size_t>{1, 7, 64};
+    const std::vector<size_t> batches = threads == 1 && shape != Shape::kDeepSums
+                                            ? std::vector<size_t>{1, 2, 3, 4, 5, 6, 7, 8, 11, 16, 31, 32, 64}
+                                            : std::vector<size_t>{1, 7, 64};
     for (size_t batch : batches) {
       SCOPED_TRACE("decode, batch " + std::to_string(batch));
       ExpectEqualBits(Paged(decoder, *ops, weights, sequences, batch, [](int, int) { return 1; }), expected);
@@ -178,9 +196,8 @@ TEST_P(Matched, MatchedNumericsGiveEqualBits) {
 }
 
 TEST_P(Matched, RecomputedActivationsGiveTheSameGradientBits) {
-  const auto [dtype, wide_groups] = GetParam();
-  ModelConfig config = testing::SmallConfig();
-  if (wide_groups) config.num_kv_heads = 1;
+  const auto [dtype, shape] = GetParam();
+  const ModelConfig config = ShapeConfig(shape);
   const Weights weights = testing::TestWeights(config, dtype);
   const PackedBatch batch = testing::TestBatch(config, {40, 3, 150, 1, 16}, 4);
   std::vector<float> coefficient(batch.targets.size()), log_prob(batch.targets.size());
@@ -207,12 +224,12 @@ TEST_P(Matched, RecomputedActivationsGiveTheSameGradientBits) {
   }
 }
 
-// Native may differ from matched by the order of FP32 sums: in FP32 a few units in the last place of the logits, in 16
-// bits a flipped rounding here and there, which is a storage rounding like any other.
+// Native may differ from matched by the order of FP32 sums: in 16 bits that flips a rounding here and there, which is a
+// storage rounding like any other (u = 2^-11, 2^-8); in FP32 a sum of K terms moves by about sqrt(K) 2^-24. The limit
+// is the one of decoder_golden_test: 4 sqrt(9 L + 2) u max|log_prob|.
 TEST_P(Matched, NativeNumericsStayClose) {
-  const auto [dtype, wide_groups] = GetParam();
-  ModelConfig config = testing::SmallConfig();
-  if (wide_groups) config.num_kv_heads = 1;
+  const auto [dtype, shape] = GetParam();
+  const ModelConfig config = ShapeConfig(shape);
   const Weights weights = testing::TestWeights(config, dtype);
   const Sequences sequences = MakeSequences(config);
   std::vector<int> order(sequences.size());
@@ -220,8 +237,14 @@ TEST_P(Matched, NativeNumericsStayClose) {
   const std::unique_ptr<Ops> matched = MakeCpuOps(Numerics::kMatched, 2), native = MakeCpuOps(Numerics::kNative, 2);
   Decoder matched_decoder(config, dtype, matched.get()), native_decoder(config, dtype, native.get());
   const LogProbs expected = Packed(matched_decoder, weights, sequences, order, 64, false);
-  const double unit = std::ldexp(1, dtype == DType::kF32 ? -22 : dtype == DType::kF16 ? -11 : -8);
-  const double limit = 4 * std::sqrt(9.0 * config.num_layers + 2) * 10 * unit;  // as in decoder_golden_test
+  const double longest_sum = std::sqrt(static_cast<double>(std::max(config.intermediate_size, config.hidden_size)));
+  const double unit =
+      dtype == DType::kF32 ? std::ldexp(longest_sum, -24) : std::ldexp(1, dtype == DType::kF16 ? -11 : -8);
+  double largest = 0;
+  for (const std::vector<float>& row : expected) {
+    for (float log_prob : row) largest = std::max<double>(largest, std::fabs(log_prob));
+  }
+  const double limit = 4 * std::sqrt(9.0 * config.num_layers + 2) * unit * largest;
   for (const LogProbs& actual : {Packed(native_decoder, weights, sequences, order, 64, false),
                                  Paged(native_decoder, *native, weights, sequences, 8, [](int, int) { return 1; })}) {
     for (size_t i = 0; i < expected.size(); ++i) {
@@ -230,11 +253,15 @@ TEST_P(Matched, NativeNumericsStayClose) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Dtypes, Matched, ::testing::Combine(::testing::Values(DType::kF32, DType::kF16, DType::kBF16), ::testing::Bool()),
-    [](const ::testing::TestParamInfo<Matched::ParamType>& info) {
-      return std::string(DTypeName(std::get<0>(info.param))) + (std::get<1>(info.param) ? "_wide_groups" : "");
-    });
+std::string CaseName(const ::testing::TestParamInfo<Matched::ParamType>& info) {
+  const char* const shapes[] = {"_small", "_wide_groups", "_deep_sums"};
+  return std::string(DTypeName(std::get<0>(info.param))) + shapes[static_cast<int>(std::get<1>(info.param))];
+}
+
+INSTANTIATE_TEST_SUITE_P(Dtypes, Matched,
+                         ::testing::Combine(::testing::Values(DType::kF32, DType::kF16, DType::kBF16),
+                                            ::testing::Values(Shape::kSmall, Shape::kWideGroups, Shape::kDeepSums)),
+                         CaseName);
 
 }  // namespace
 }  // namespace lockstep
