@@ -254,8 +254,9 @@ absl::Status Receiver::Join(Update& update, const v1::ReceiveBuckets& request) {
   return Fill(update, [&](uint64_t bucket, void* memory, uint64_t bytes) {
     if (FailpointFires("receiver.die")) raise(SIGKILL);
     if (FailpointFires("receiver.stop")) raise(SIGSTOP);
-    if (FailpointFires("receiver.skip_receive")) return absl::OkStatus();
-    return transport->Receive(bucket, memory, bytes, BucketDeadline(bytes, absl::Now(), update.deadline));
+    std::vector<char> elsewhere(FailpointFires("receiver.misplace_bucket") ? bytes : 0);
+    return transport->Receive(bucket, elsewhere.empty() ? memory : elsewhere.data(), bytes,
+                              BucketDeadline(bytes, absl::Now(), update.deadline));
   });
 }
 

@@ -143,9 +143,12 @@ class SenderStep {
       server.commit_resent = true;  // commits may be repeated; the first may have arrived
       Act(SenderAction::Kind::kCommit, event_.server);
     } else {
-      Fail(server, absl::Status(event_.status.code(), absl::StrCat("commit not acknowledged, the server holds either "
-                                                                   "version whole: ",
-                                                                   std::string(event_.status.message()))));
+      const bool unknown = absl::IsUnavailable(event_.status) || absl::IsDeadlineExceeded(event_.status);
+      Fail(server,
+           absl::Status(event_.status.code(),
+                        absl::StrCat(unknown ? "commit not acknowledged, the server holds either version whole: "
+                                             : "commit refused: ",
+                                     std::string(event_.status.message()))));
     }
     Advance();
   }

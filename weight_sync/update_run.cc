@@ -182,6 +182,7 @@ class Run {
     const WeightSnapshot& snapshot = *options_.snapshot;
     for (size_t i = 0; i < snapshot.plan.buckets.size() && status.ok(); ++i) {
       if (FailpointFires("sender.die")) raise(SIGKILL);
+      if (FailpointFires("sender.stop")) raise(SIGSTOP);
       const uint64_t bytes = snapshot.plan.buckets[i].bytes;
       status = transport.Send(i, snapshot.BucketData(i), bytes, BucketDeadline(bytes, absl::Now(), deadline));
       if (status.ok()) {
