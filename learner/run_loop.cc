@@ -1,0 +1,430 @@
+#include "learner/run_loop.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "engine/base/log.h"
+
+namespace lockstep {
+namespace {
+
+constexpr absl::Duration kPoll = absl::Milliseconds(200);
+
+double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(absl::Now() - start); }
+
+}  // namespace
+
+v1::Group MakeGroupRequest(const v1::RunConfig& config, const std::string& run_id, uint64_t group_id,
+                           const std::vector<int32_t>& prompt, const std::vector<int32_t>& stop_token_ids) {
+  v1::Group group;
+  group.set_run_id(run_id);
+  group.set_group_id(group_id);
+  group.set_num_samples(config.rollout().n());
+  group.mutable_prompt_token_ids()->Assign(prompt.begin(), prompt.end());
+  v1::SamplingParams* sampling = group.mutable_sampling();
+  sampling->set_temperature(config.rollout().temperature());
+  sampling->set_top_p(config.rollout().top_p());
+  sampling->set_top_k(config.rollout().top_k());
+  sampling->set_max_tokens(config.rollout().max_tokens());
+  sampling->mutable_stop_token_ids()->Assign(stop_token_ids.begin(), stop_token_ids.end());
+  group.set_seed(config.seed());
+  return group;
+}
+
+void ScoreGroup(RewardKind kind, const Problem& problem, const Tokenizer& tokenizer, SampleGroup* group) {
+  for (Sample& sample : group->samples) {
+    if (!sample.dropped_reason.empty() || sample.finish_reason == v1::FINISH_REASON_LENGTH) continue;
+    const auto reward = Score(kind, tokenizer.Decode(sample.tokens, /*skip_special_tokens=*/true), problem.answer);
+    if (reward.ok() && std::isfinite(*reward)) {
+      sample.reward = *reward;
+    } else {
+      sample.dropped_reason = "reward";
+      LogWarning("group ", group->group_id, " sample ", sample.sample_index, " has no reward and is dropped: ",
+                 reward.ok() ? "it is not finite" : std::string(reward.status().message()));
+    }
+  }
+}
+
+RunLoop::RunLoop(RunLoopParts parts, AdvantageKind advantage, RewardKind reward)
+    : parts_(std::move(parts)),
+      advantage_(advantage),
+      reward_(reward),
+      order_(parts_.problems->size(), parts_.config.seed(), parts_.config.data().shuffle()),
+      position_(parts_.position),
+      requested_steps_(position_.step) {}
+
+absl::StatusOr<RunLoop> RunLoop::Create(RunLoopParts parts) {
+  const v1::RunConfig& config = parts.config;
+  if (config.trainer().prompts_per_step() == 0 || config.rollout().n() == 0) {
+    return absl::InvalidArgumentError("trainer.prompts_per_step and rollout.n must be at least 1");
+  }
+  if (!(config.rollout().temperature() > 0)) {
+    return absl::InvalidArgumentError(
+        "rollout.temperature must be above 0: a greedy sample has no log-prob to train on");
+  }
+  if (config.rollout().top_p() < 1 || config.rollout().top_k() > 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("rollout.top_p ", config.rollout().top_p(), " and rollout.top_k ", config.rollout().top_k(),
+                     " change the sampling distribution, and the learner does not apply them; use 1 and 0"));
+  }
+  auto advantage = ParseAdvantageKind(config.algorithm().advantage());
+  if (!advantage.ok()) return advantage.status();
+  auto reward = ParseRewardKind(config.data().reward());
+  if (!reward.ok()) return reward.status();
+  return RunLoop(std::move(parts), *advantage, *reward);
+}
+
+absl::Status RunLoop::Run() {
+  absl::Status status = RunSteps();
+  if (checkpointed_step_ != position_.step && position_.step > 0) {
+    const auto path = WriteCheckpoint();
+    if (!path.ok() && status.ok()) status = path.status();
+  }
+  if (parts_.monitor->checkpoint_requested()) {
+    parts_.monitor->CheckpointDone(absl::UnavailableError("the run has ended; its last checkpoint is written"));
+  }
+  StepMessage end;
+  end.kind = StepMessage::Kind::kEnd;
+  if (absl::Status told = parts_.ranks->Send(end); !told.ok() && status.ok()) status = told;
+  return status;
+}
+
+absl::Status RunLoop::RunSteps() {
+  parts_.monitor->Publish([this](v1::RunStatus& status) {
+    status.set_epoch(parts_.epoch);
+    status.set_step(position_.step);
+    status.set_phase(v1::RUN_PHASE_WEIGHT_SYNC);
+  });
+  v1::StepSummary at_start;
+  if (absl::Status status = PublishWeights(&at_start); !status.ok()) return status;
+  while (position_.step < parts_.config.trainer().max_steps() && !reward_reached_) {
+    if (absl::Status status = WaitWhilePaused(); !status.ok()) return status;
+    if (parts_.terminated() || parts_.monitor->stop_requested()) return absl::OkStatus();
+    const uint64_t before = position_.step;
+    if (absl::Status status = RunStep(); !status.ok()) return status;
+    if (position_.step == before) return absl::OkStatus();  // SIGTERM while groups were collected
+    ServeCommands();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RunLoop::RunStep() {
+  const uint64_t step = position_.step + 1;
+  const absl::Time start = absl::Now();
+  v1::StepSummary summary;
+  summary.set_step(step);
+  score_seconds_ = 0;
+  bool collected = false;
+  if (absl::Status status = CollectGroups(step, &collected); !status.ok()) return status;
+  if (!collected) return absl::OkStatus();
+  (*summary.mutable_seconds())["score"] = score_seconds_;
+  (*summary.mutable_seconds())["rollout"] = SecondsSince(start) - score_seconds_;
+
+  std::vector<TrainSample> samples = BuildBatch(step, &summary);
+  if (absl::Status status = Train(std::move(samples), &summary); !status.ok()) return status;
+  if (absl::Status status = PublishWeights(&summary); !status.ok()) return status;
+  (*summary.mutable_seconds())["checkpoint"] = parts_.checkpoints->TakeSeconds();  // since the last step's end
+  summary.set_seconds_total(SecondsSince(start));
+  return FinishStep(step, &summary);
+}
+
+absl::Status RunLoop::RequestGroups(uint64_t last_step) {
+  last_step = std::min<uint64_t>(last_step, parts_.config.trainer().max_steps());
+  const uint64_t per_step = parts_.config.trainer().prompts_per_step();
+  for (; requested_steps_ < last_step; ++requested_steps_) {
+    const uint64_t step = requested_steps_ + 1;
+    for (uint64_t group_id = FirstGroup(step); group_id < FirstGroup(step) + per_step; ++group_id) {
+      auto known = parts_.ledger->FindGroup(group_id);
+      if (!known.ok()) return known.status();
+      if (known->has_value()) {  // accepted before this start: used as it is
+        ready_[group_id] = *std::move(*known);
+        continue;
+      }
+      const Problem& problem = (*parts_.problems)[order_.IndexAt(group_id)];
+      v1::Group group =
+          MakeGroupRequest(parts_.config, parts_.run_id, group_id, problem.prompt_tokens, parts_.stop_token_ids);
+      group.set_min_weight_epoch(parts_.epoch);
+      group.set_min_weight_version(position_.weight_version);
+      parts_.rollouts->Submit(std::move(group));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RunLoop::AcceptGroup(SampleGroup group) {
+  const absl::Time start = absl::Now();
+  group.step = group.group_id / parts_.config.trainer().prompts_per_step() + 1;
+  group.problem_index = order_.IndexAt(group.group_id);
+  ScoreGroup(reward_, (*parts_.problems)[group.problem_index], *parts_.tokenizer, &group);
+  auto fresh = parts_.ledger->CommitGroup(group);
+  if (!fresh.ok()) return fresh.status();
+  if (*fresh) {
+    ready_[group.group_id] = std::move(group);
+  } else {
+    parts_.metrics->Counter("rl_learner_trajectories_total", {{"disposition", "duplicate"}})
+        .Increment(static_cast<double>(group.samples.size()));
+  }
+  score_seconds_ += SecondsSince(start);
+  return absl::OkStatus();
+}
+
+absl::Status RunLoop::CollectGroups(uint64_t step, bool* collected) {
+  parts_.monitor->Publish([](v1::RunStatus& status) { status.set_phase(v1::RUN_PHASE_ROLLOUT); });
+  if (absl::Status status = RequestGroups(step); !status.ok()) return status;
+  const uint64_t begin = FirstGroup(step), end = FirstGroup(step + 1);
+  const auto missing = [&] {
+    return end - begin - static_cast<uint64_t>(std::distance(ready_.lower_bound(begin), ready_.lower_bound(end)));
+  };
+  while (missing() > 0) {
+    if (parts_.terminated()) return absl::OkStatus();
+    auto group = parts_.rollouts->Next(kPoll);
+    if (group.ok()) {
+      if (absl::Status status = AcceptGroup(*std::move(group)); !status.ok()) return status;
+    } else if (!absl::IsDeadlineExceeded(group.status())) {
+      return group.status();
+    }
+    ReportProgress();
+    ServeCommands();
+    if (absl::Status status = parts_.ranks->Heartbeat(); !status.ok()) return status;
+  }
+  *collected = true;
+  return RequestGroups(step + parts_.config.algorithm().max_staleness());
+}
+
+std::vector<TrainSample> RunLoop::BuildBatch(uint64_t step, v1::StepSummary* summary) {
+  std::vector<TrainSample> batch;
+  double rewards = 0, tokens = 0, staleness = 0, advantage_squares = 0;
+  uint64_t dropped = 0;
+  const MetricHistogram reward_histogram = parts_.metrics->Histogram("rl_learner_reward");
+  const MetricHistogram staleness_histogram = parts_.metrics->Histogram("rl_learner_staleness_versions");
+  const auto end = ready_.lower_bound(FirstGroup(step + 1));
+  for (auto it = ready_.lower_bound(FirstGroup(step)); it != end; ++it) {
+    const SampleGroup& group = it->second;
+    std::vector<double> group_rewards;
+    std::vector<const Sample*> kept;
+    for (const Sample& sample : group.samples) {
+      if (!sample.dropped_reason.empty()) {
+        ++dropped;
+        continue;
+      }
+      kept.push_back(&sample);
+      group_rewards.push_back(sample.reward);
+    }
+    const std::vector<float> advantages = GroupAdvantages(advantage_, group_rewards);
+    for (size_t i = 0; i < kept.size(); ++i) {
+      const Sample& sample = *kept[i];
+      TrainSample train;
+      train.prompt = (*parts_.problems)[group.problem_index].prompt_tokens;
+      train.response = sample.tokens;
+      train.log_mu = sample.log_probs;
+      train.advantage = advantages[i];
+      batch.push_back(std::move(train));
+      rewards += sample.reward;
+      tokens += static_cast<double>(sample.tokens.size());
+      const double age =
+          static_cast<double>(position_.weight_version) - static_cast<double>(sample.weight_versions.front());
+      staleness += age;
+      advantage_squares += double{advantages[i]} * advantages[i];
+      reward_histogram.Observe(sample.reward);
+      staleness_histogram.Observe(age);
+    }
+  }
+  const double samples = std::max<double>(1, static_cast<double>(batch.size()));
+  summary->set_samples(batch.size());
+  summary->set_dropped_samples(dropped);
+  summary->set_reward_mean(rewards / samples);
+  summary->set_response_tokens(static_cast<uint64_t>(tokens));
+  summary->set_response_length_mean(tokens / samples);
+  summary->set_staleness_mean(staleness / samples);
+  summary->set_rollout_tokens_per_second(tokens / std::max(1e-9, summary->seconds().at("rollout")));
+  parts_.metrics->Gauge("rl_learner_advantage_std").Set(std::sqrt(advantage_squares / samples));
+  return batch;
+}
+
+absl::Status RunLoop::Train(std::vector<TrainSample> samples, v1::StepSummary* summary) {
+  parts_.monitor->Publish([](v1::RunStatus& status) { status.set_phase(v1::RUN_PHASE_TRAIN); });
+  if (samples.empty()) {
+    summary->set_skipped(true);
+    parts_.metrics->Counter("rl_learner_steps_total", {{"outcome", "skipped_empty"}}).Increment();
+    return absl::OkStatus();
+  }
+  StepMessage message;
+  message.kind = StepMessage::Kind::kTrain;
+  message.updates = std::max<uint32_t>(1, parts_.config.trainer().updates_per_step());
+  message.samples = std::move(samples);
+  if (absl::Status status = parts_.ranks->Send(message); !status.ok()) return status;
+  auto metrics = parts_.trainer->Step(std::move(message.samples), message.updates);
+  if (!metrics.ok()) return metrics.status();
+  const MismatchStats& mismatch = metrics->mismatch;
+  summary->set_kl_k1(mismatch.Mean(mismatch.k1_sum));
+  summary->set_kl_k2(mismatch.Mean(mismatch.k2_sum));
+  summary->set_kl_k3(mismatch.Mean(mismatch.k3_sum));
+  summary->set_mean_abs_log_ratio(mismatch.Mean(mismatch.abs_sum));
+  summary->set_max_abs_log_ratio(mismatch.abs_max);
+  summary->set_entropy(mismatch.Mean(mismatch.entropy_sum));
+  summary->set_loss(metrics->objective.loss / metrics->updates);
+  summary->set_grad_norm(metrics->grad_norm);
+  summary->set_loss_scale(metrics->loss_scale);
+  summary->set_skipped(metrics->skipped == metrics->updates);
+  summary->set_clip_fraction(metrics->objective.ClipFraction());
+  summary->set_effective_sample_size(metrics->objective.EffectiveSampleSize());
+  auto& seconds = *summary->mutable_seconds();
+  seconds["forward_backward"] = metrics->forward_backward_seconds;
+  seconds["reduce"] = metrics->reduce_seconds;
+  seconds["optimizer"] = metrics->optimizer_seconds;
+  const double train_seconds = metrics->forward_backward_seconds + metrics->reduce_seconds + metrics->optimizer_seconds;
+  summary->set_train_tokens_per_second(metrics->tokens / std::max(1e-9, train_seconds));
+  if (!summary->skipped()) ++position_.weight_version;
+  ExportMetrics(*summary, *metrics);
+  return absl::OkStatus();
+}
+
+absl::Status RunLoop::PublishWeights(v1::StepSummary* summary) {
+  summary->set_weight_version(position_.weight_version);
+  summary->set_skipped_steps_total(parts_.trainer->loss_scaler().state().skipped_steps_total);
+  parts_.metrics->Gauge("rl_weight_sync_version").Set(static_cast<double>(position_.weight_version));
+  if (summary->skipped()) return absl::OkStatus();  // the weights are as they were
+  parts_.monitor->Publish([](v1::RunStatus& status) { status.set_phase(v1::RUN_PHASE_WEIGHT_SYNC); });
+  const absl::Time start = absl::Now();
+  const std::vector<std::string> addresses = parts_.rollouts->LiveAddresses();
+  const auto report =
+      parts_.publisher->Publish(parts_.epoch, position_.weight_version, parts_.trainer->arena(), addresses);
+  std::vector<std::string> updated;
+  if (report.ok()) {
+    for (const ServerUpdate& server : report->servers) {
+      if (server.status.ok()) updated.push_back(server.address);
+    }
+    summary->set_weight_sync_bytes(static_cast<double>(report->bytes));
+  } else if (absl::IsInvalidArgument(report.status()) || absl::IsFailedPrecondition(report.status())) {
+    return report.status();  // refused for good: a newer learner runs, or the settings cannot be
+  } else {
+    LogWarning("weight version ", position_.weight_version,
+               " reached no server; they catch up one by one: ", std::string(report.status().message()));
+    const std::string message(report.status().message());
+    parts_.monitor->Publish([&](v1::RunStatus& status) { status.set_message(message); });
+  }
+  parts_.rollouts->SetWeights({parts_.epoch, position_.weight_version}, updated);
+  (*summary->mutable_seconds())["weight_sync"] = SecondsSince(start);
+  return parts_.ranks->Heartbeat();
+}
+
+absl::Status RunLoop::FinishStep(uint64_t step, v1::StepSummary* summary) {
+  const std::string json = StepSummaryJson(*summary);
+  StepRecord record;
+  record.step = step;
+  record.weight_version = position_.weight_version;
+  record.skipped = summary->skipped();
+  record.summary_json = json;
+  for (uint64_t group_id = FirstGroup(step); group_id < FirstGroup(step + 1); ++group_id) {
+    record.group_ids.push_back(group_id);
+  }
+  if (absl::Status status = parts_.ledger->CommitStep(record); !status.ok()) return status;
+  parts_.metrics->Counter("rl_learner_trajectories_total", {{"disposition", "committed"}})
+      .Increment(static_cast<double>(summary->samples()));
+  ready_.erase(ready_.begin(), ready_.lower_bound(FirstGroup(step + 1)));
+  position_.step = step;
+  reward_reached_ = RewardReached(summary->reward_mean());
+  if (absl::Status status = parts_.metrics_file->Append(json); !status.ok()) {
+    LogWarning("metrics.jsonl: ", std::string(status.message()));
+  }
+  for (const auto& [phase, seconds] : summary->seconds()) {
+    parts_.metrics->Histogram("rl_learner_step_duration_seconds", {{"phase", phase}}).Observe(seconds);
+  }
+  parts_.metrics->RecordProgress();
+  steps_seconds_ += summary->seconds_total();
+  ++steps_here_;
+  const double left = static_cast<double>(parts_.config.trainer().max_steps() - step) * steps_seconds_ / steps_here_;
+  parts_.monitor->Publish([&](v1::RunStatus& status) {
+    status.set_step(step);
+    status.set_weight_version(position_.weight_version);
+    *status.mutable_last_step() = *summary;
+    status.set_seconds_left(left);
+  });
+  const uint64_t every = parts_.config.trainer().checkpoint_every();
+  if (every > 0 && step % every == 0) (void)WriteCheckpoint();  // a failure is counted and logged; the run goes on
+  return absl::OkStatus();
+}
+
+bool RunLoop::RewardReached(double reward_mean) {
+  const v1::TrainerConfig& trainer = parts_.config.trainer();
+  if (trainer.stop_reward() <= 0) return false;
+  position_.rewarded_steps = reward_mean >= trainer.stop_reward() ? position_.rewarded_steps + 1 : 0;
+  return position_.rewarded_steps >= std::max<uint32_t>(1, trainer.stop_reward_patience());
+}
+
+void RunLoop::ExportMetrics(const v1::StepSummary& summary, const TrainMetrics& metrics) {
+  MetricsRegistry& registry = *parts_.metrics;
+  registry.Gauge("rl_learner_step").Set(static_cast<double>(summary.step()));
+  registry.Counter("rl_learner_steps_total", {{"outcome", summary.skipped() ? "skipped_nonfinite" : "committed"}})
+      .Increment();
+  registry.Counter("rl_learner_nonfinite_gradients_total").Increment(metrics.skipped);
+  registry.Counter("rl_learner_tokens_total").Increment(metrics.objective.tokens);
+  registry.Gauge("rl_learner_mismatch_kl_nats").Set(summary.kl_k1());
+  registry.Gauge("rl_learner_logprob_abs_diff_max").Set(summary.max_abs_log_ratio());
+  registry.Counter("rl_learner_is_weight_clipped_tokens_total", {{"side", "low"}})
+      .Increment(metrics.objective.clipped_low);
+  registry.Counter("rl_learner_is_weight_clipped_tokens_total", {{"side", "high"}})
+      .Increment(metrics.objective.clipped_high);
+  registry.Counter("rl_learner_masked_tokens_total", {{"reason", "importance_weight"}})
+      .Increment(metrics.objective.masked);
+  registry.Gauge("rl_learner_effective_sample_size_ratio").Set(summary.effective_sample_size());
+  registry.Gauge("rl_learner_loss", {{"term", "policy"}}).Set(summary.loss());
+  registry.Gauge("rl_learner_loss", {{"term", "total"}}).Set(summary.loss());
+  registry.Gauge("rl_learner_entropy_nats").Set(summary.entropy());
+  registry.Gauge("rl_learner_grad_norm").Set(summary.grad_norm());
+  registry.Gauge("rl_learner_loss_scale").Set(parts_.trainer->loss_scaler().scale());
+  registry.Gauge("rl_orchestrator_generation_epoch").Set(static_cast<double>(parts_.epoch));
+}
+
+void RunLoop::ReportProgress() {
+  const auto servers = parts_.rollouts->ServerStatuses();
+  uint32_t done = parts_.rollouts->samples_done();
+  for (const auto& [group_id, group] : ready_) done += static_cast<uint32_t>(group.samples.size());
+  std::map<std::string, int> states = {{"ready", 0}, {"stale", 0}, {"dead", 0}};
+  for (const auto& server : servers) ++states[server.state()];
+  for (const auto& [state, count] : states) {
+    parts_.metrics->Gauge("rl_orchestrator_workers", {{"role", "rollout"}, {"state", state}}).Set(count);
+  }
+  parts_.metrics->Gauge("rl_orchestrator_buffer_trajectories").Set(done);
+  const uint32_t total = parts_.config.trainer().prompts_per_step() * parts_.config.rollout().n();
+  parts_.monitor->Progress([&](v1::RunStatus& status) {
+    status.set_samples_done(std::min(done, total));
+    status.set_samples_total(total);
+    status.mutable_servers()->Assign(servers.begin(), servers.end());
+  });
+}
+
+void RunLoop::ServeCommands() {
+  if (parts_.monitor->checkpoint_requested()) parts_.monitor->CheckpointDone(WriteCheckpoint());
+}
+
+absl::Status RunLoop::WaitWhilePaused() {
+  if (!parts_.monitor->paused()) return absl::OkStatus();
+  parts_.monitor->Publish([](v1::RunStatus& status) { status.set_phase(v1::RUN_PHASE_PAUSED); });
+  parts_.metrics->SetState("paused");
+  while (parts_.monitor->paused() && !parts_.terminated()) {
+    parts_.monitor->WaitForCommand(kPoll);
+    ServeCommands();
+    if (absl::Status status = parts_.ranks->Heartbeat(); !status.ok()) return status;
+  }
+  parts_.metrics->SetState("serving");
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> RunLoop::WriteCheckpoint() {
+  const v1::RunPhase phase = parts_.monitor->status().phase();
+  parts_.monitor->Publish([](v1::RunStatus& status) { status.set_phase(v1::RUN_PHASE_CHECKPOINT); });
+  auto path = parts_.checkpoints->Write(*parts_.trainer, position_);
+  if (path.ok()) checkpointed_step_ = position_.step;
+  parts_.monitor->Publish([&](v1::RunStatus& status) {
+    status.set_phase(phase);
+    status.set_message(path.ok() ? absl::StrCat("checkpoint ", *path)
+                                 : absl::StrCat("checkpoint failed: ", std::string(path.status().message())));
+  });
+  return path;
+}
+
+}  // namespace lockstep

@@ -1,0 +1,108 @@
+// The reinforcement learning run, rank 0: one training step is a straight list of calls (RunStep).
+//
+// Step s (1, 2, ...) trains on groups (s - 1) P .. s P - 1, P = trainer.prompts_per_step; group g asks the problem at
+// position g of the data order. Both are pure functions of s, so a resumed run continues exactly. Groups are accepted
+// by the ledger as they finish and sorted before they are used: no result depends on arrival.
+//
+// max_staleness k > 0: the groups of steps s + 1 .. s + k are handed out before step s trains. A group's tokens are
+// then at most k weight versions older than the weights that train on them.
+#ifndef LOCKSTEP_LEARNER_RUN_LOOP_H_
+#define LOCKSTEP_LEARNER_RUN_LOOP_H_
+
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/base/metrics.h"
+#include "engine/tokenizer/tokenizer.h"
+#include "learner/advantage.h"
+#include "learner/dataset.h"
+#include "learner/ledger.h"
+#include "learner/rollout_client.h"
+#include "learner/run_folder.h"
+#include "learner/run_monitor.h"
+#include "learner/step_message.h"
+#include "learner/trainer.h"
+#include "learner/verifier/verifier.h"
+#include "proto/run_config.pb.h"
+#include "weight_sync/publisher.h"
+
+namespace lockstep {
+
+// Everything is the caller's and outlives the loop.
+struct RunLoopParts {
+  v1::RunConfig config;
+  std::string run_id;
+  uint64_t epoch = 0;  // from the ledger
+  RunPosition position;
+  std::vector<int32_t> stop_token_ids;
+  const Tokenizer* tokenizer = nullptr;
+  const std::vector<Problem>* problems = nullptr;
+  Trainer* trainer = nullptr;
+  RankLeader* ranks = nullptr;
+  Ledger* ledger = nullptr;
+  RolloutClient* rollouts = nullptr;
+  WeightPublisher* publisher = nullptr;
+  Checkpoints* checkpoints = nullptr;
+  const MetricsFile* metrics_file = nullptr;
+  RunMonitor* monitor = nullptr;
+  MetricsRegistry* metrics = nullptr;
+  std::function<bool()> terminated;  // SIGTERM: ends before the next step is trained
+};
+
+// The group that step and slot stand for, as it is sent.
+v1::Group MakeGroupRequest(const v1::RunConfig& config, const std::string& run_id, uint64_t group_id,
+                           const std::vector<int32_t>& prompt, const std::vector<int32_t>& stop_token_ids);
+
+// Sets each sample's reward, or its dropped_reason. A response that the length limit cut gets 0.
+void ScoreGroup(RewardKind kind, const Problem& problem, const Tokenizer& tokenizer, SampleGroup* group);
+
+class RunLoop {
+ public:
+  // Refuses settings that cannot be.
+  static absl::StatusOr<RunLoop> Create(RunLoopParts parts);
+  // Until max_steps, the stop reward, a stop command, SIGTERM, or an error. Ends with a checkpoint, also on an error
+  // (of the last finished step), and with the other ranks told.
+  absl::Status Run();
+
+ private:
+  RunLoop(RunLoopParts parts, AdvantageKind advantage, RewardKind reward);
+
+  absl::Status RunSteps();
+  absl::Status RunStep();
+  // OK with `collected` false: SIGTERM came first.
+  absl::Status CollectGroups(uint64_t step, bool* collected);
+  absl::Status RequestGroups(uint64_t last_step);
+  absl::Status AcceptGroup(SampleGroup group);
+  std::vector<TrainSample> BuildBatch(uint64_t step, v1::StepSummary* summary);
+  absl::Status Train(std::vector<TrainSample> samples, v1::StepSummary* summary);
+  absl::Status PublishWeights(v1::StepSummary* summary);
+  absl::Status FinishStep(uint64_t step, v1::StepSummary* summary);
+  void ExportMetrics(const v1::StepSummary& summary, const TrainMetrics& metrics);
+  void ServeCommands();
+  absl::Status WaitWhilePaused();
+  absl::StatusOr<std::string> WriteCheckpoint();
+  void ReportProgress();
+  bool RewardReached(double reward_mean);
+  uint64_t FirstGroup(uint64_t step) const { return (step - 1) * parts_.config.trainer().prompts_per_step(); }
+
+  RunLoopParts parts_;
+  AdvantageKind advantage_;
+  RewardKind reward_;
+  DataOrder order_;
+  RunPosition position_;
+  uint64_t requested_steps_;  // groups of steps up to this one have been asked for
+  uint64_t checkpointed_step_ = UINT64_MAX;
+  std::map<uint64_t, SampleGroup> ready_;  // by group_id: accepted, not trained on
+  double score_seconds_ = 0;
+  double steps_seconds_ = 0;  // of the steps of this process, for the estimate of the time left
+  uint64_t steps_here_ = 0;
+  bool reward_reached_ = false;
+};
+
+}  // namespace lockstep
+
+#endif  // LOCKSTEP_LEARNER_RUN_LOOP_H_

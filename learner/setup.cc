@@ -1,0 +1,156 @@
+#include "learner/setup.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <system_error>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/log.h"
+#include "engine/base/process.h"
+#include "engine/checkpoint/hf_folder.h"
+#include "google/protobuf/text_format.h"
+
+namespace lockstep {
+namespace {
+
+constexpr uint64_t kMaxConfigBytes = 16 << 20;
+constexpr float kInitialStd = 0.02f;  // of a model that starts from nothing: GPT-2's
+
+absl::StatusOr<DType> DTypeOf(const std::string& name, const char* key) {
+  auto dtype = ParseDType(name);
+  if (dtype.ok()) return dtype;
+  return absl::InvalidArgumentError(absl::StrCat(key, ": ", std::string(dtype.status().message())));
+}
+
+absl::Status CheckLengths(const LearnerSetup& setup) {
+  if (setup.mode == LearnerMode::kPretrain) return absl::OkStatus();  // the data set checks each line
+  const int64_t limit = setup.model.max_position_embeddings;
+  const int64_t max_tokens = setup.config.rollout().max_tokens();
+  for (size_t i = 0; i < setup.problems.size(); ++i) {
+    const int64_t prompt = static_cast<int64_t>(setup.problems[i].prompt_tokens.size());
+    if (prompt + max_tokens > limit) {
+      return absl::InvalidArgumentError(absl::StrCat(setup.config.data().train(), ": problem ", i + 1, " has ", prompt,
+                                                     " prompt tokens, with rollout.max_tokens ", max_tokens,
+                                                     " above the model's ", limit, "; lower rollout.max_tokens"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LoadModel(LearnerSetup* setup) {
+  const std::string& path = setup->config.model().path();
+  if (path.empty()) return absl::InvalidArgumentError("model.path is empty; it names a Hugging Face model folder");
+  auto model = ReadHfConfig(path);
+  if (!model.ok()) return model.status();
+  setup->model = *std::move(model);
+  auto tokenizer = Tokenizer::Load(path);
+  if (!tokenizer.ok()) return tokenizer.status();
+  setup->tokenizer = *std::move(tokenizer);
+  if (setup->tokenizer->vocab_size() > setup->model.vocab_size) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": the tokenizer has ids up to ",
+                                                   setup->tokenizer->vocab_size() - 1, ", vocab_size is ",
+                                                   setup->model.vocab_size));
+  }
+  setup->stop_token_ids = setup->model.eos_token_ids;
+  if (const int32_t eos = setup->tokenizer->eos_token_id(); eos >= 0) setup->stop_token_ids.push_back(eos);
+  auto& stops = setup->stop_token_ids;
+  std::sort(stops.begin(), stops.end());
+  stops.erase(std::unique(stops.begin(), stops.end()), stops.end());
+  return absl::OkStatus();
+}
+
+absl::Status LoadData(LearnerSetup* setup) {
+  const v1::DataConfig& data = setup->config.data();
+  if (data.train().empty()) return absl::InvalidArgumentError("data.train is empty; it names a JSONL file");
+  DatasetOptions options;
+  options.path = data.train();
+  options.prompt_template = data.prompt_template();
+  options.max_prompt_tokens = data.max_prompt_tokens();
+  options.max_sequence_tokens = setup->model.max_position_embeddings;
+  options.needs_response = setup->mode == LearnerMode::kPretrain;
+  options.needs_answer = !options.needs_response;
+  const int32_t eos = setup->tokenizer->eos_token_id();
+  options.eos_token_id = eos >= 0 || setup->stop_token_ids.empty() ? eos : setup->stop_token_ids.front();
+  auto problems = LoadDataset(options, *setup->tokenizer);
+  if (!problems.ok()) return problems.status();
+  setup->problems = *std::move(problems);
+  return CheckLengths(*setup);
+}
+
+}  // namespace
+
+absl::StatusOr<LearnerMode> ParseLearnerMode(const std::string& name) {
+  if (name == "rl") return LearnerMode::kReinforce;
+  if (name == "pretrain") return LearnerMode::kPretrain;
+  if (name == "filter") return LearnerMode::kFilter;
+  return absl::InvalidArgumentError(absl::StrCat("--mode is '", name, "'; known are rl, pretrain, filter"));
+}
+
+absl::StatusOr<v1::RunConfig> ReadRunConfig(const std::string& path) {
+  if (path.empty()) return absl::InvalidArgumentError("--config is missing; it names the resolved run configuration");
+  auto text = ReadFile(path, kMaxConfigBytes);
+  if (!text.ok()) return text.status();
+  v1::RunConfig config;
+  if (!google::protobuf::TextFormat::ParseFromString(*text, &config)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, " is not a RunConfig in protobuf text form"));
+  }
+  if (config.run_dir().empty()) return absl::InvalidArgumentError(absl::StrCat(path, ": run_dir is empty"));
+  return config;
+}
+
+absl::StatusOr<LearnerSetup> LoadLearnerSetup(const v1::RunConfig& config, LearnerMode mode, bool with_data) {
+  LearnerSetup setup;
+  setup.config = config;
+  setup.mode = mode;
+  std::error_code error;
+  std::filesystem::create_directories(config.run_dir(), error);
+  if (error)
+    return absl::UnavailableError(absl::StrCat("cannot make run_dir ", config.run_dir(), ": ", error.message()));
+  setup.run_id = std::filesystem::path(config.run_dir()).lexically_normal().filename().string();
+  auto learner_dtype = DTypeOf(config.learner().dtype(), "learner.dtype");
+  if (!learner_dtype.ok()) return learner_dtype.status();
+  setup.learner_dtype = *learner_dtype;
+  if (mode != LearnerMode::kPretrain) {
+    auto rollout_dtype = DTypeOf(config.rollout().dtype(), "rollout.dtype");
+    if (!rollout_dtype.ok()) return rollout_dtype.status();
+    setup.rollout_dtype = *rollout_dtype;
+  }
+  if (config.numerics() != "matched" && config.numerics() != "native") {
+    return absl::InvalidArgumentError(absl::StrCat("numerics is '", config.numerics(), "'; known are matched, native"));
+  }
+  setup.numerics = config.numerics() == "matched" ? Numerics::kMatched : Numerics::kNative;
+  if (absl::Status status = LoadModel(&setup); !status.ok()) return status;
+  if (with_data) {
+    if (absl::Status status = LoadData(&setup); !status.ok()) return status;
+  }
+  return setup;
+}
+
+absl::StatusOr<std::unique_ptr<Trainer>> MakeTrainer(const LearnerSetup& setup, Collectives* collectives) {
+  TrainerOptions options;
+  options.config = setup.model;
+  options.dtype = setup.learner_dtype;
+  options.numerics = setup.numerics;
+  options.learner = setup.config.learner();
+  options.algorithm = setup.config.algorithm();
+  if (setup.mode == LearnerMode::kPretrain) options.algorithm.set_name("pg");  // supervised steps use no objective
+  options.temperature = setup.config.rollout().temperature();
+  options.max_response_tokens = std::max<int64_t>(1, setup.config.rollout().max_tokens());
+  return Trainer::Create(options, collectives);
+}
+
+absl::Status LoadInitialWeights(const LearnerSetup& setup, Trainer& trainer) {
+  const std::string& path = setup.config.model().path();
+  const bool has_weights = std::filesystem::exists(path + "/model.safetensors") ||
+                           std::filesystem::exists(path + "/model.safetensors.index.json");
+  if (!has_weights && setup.mode == LearnerMode::kPretrain) {
+    InitializeArena(setup.model, setup.config.seed(), kInitialStd, trainer.arena());
+    LogInfo(path, " has no weights: starting from random ones, seed ", setup.config.seed());
+  } else if (absl::Status status = LoadHfArena(path, setup.model, trainer.arena()); !status.ok()) {
+    return status;
+  }
+  trainer.RefreshWeights();
+  return absl::OkStatus();
+}
+
+}  // namespace lockstep
