@@ -9,6 +9,8 @@
 #include <benchmark/benchmark.h>
 #include <sys/resource.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -128,7 +130,13 @@ void Decode(benchmark::State& state) {
   };
   run_step();
   ops.Reset();
-  for (auto _ : state) run_step();
+  double best_seconds = 1e9;
+  for (auto _ : state) {
+    const auto begin = std::chrono::steady_clock::now();
+    run_step();
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+    best_seconds = std::min(best_seconds, seconds.count());
+  }
 
   const double params = MatrixParams(weights), batch = static_cast<double>(batch_size);
   const double kv_bytes = 4.0 * config.num_layers * config.num_kv_heads * config.head_dim * kContext * batch;
@@ -141,6 +149,9 @@ void Decode(benchmark::State& state) {
   state.counters["of_read_bandwidth"] = benchmark::Counter(bytes / limits.read_bytes_per_second, rate);
   state.counters["GFLOP_per_s"] = benchmark::Counter(flop / 1e9, rate);
   state.counters["of_fma_peak"] = benchmark::Counter(flop / limits.fma_flops_per_second, rate);
+  // The limits are the best of many short slices; on a shared machine the best step is what compares with them.
+  state.counters["best_of_read_bandwidth"] = bytes / best_seconds / limits.read_bytes_per_second;
+  state.counters["best_of_fma_peak"] = flop / best_seconds / limits.fma_flops_per_second;
   state.counters["gemms_of_fma_peak"] = ops.Gemms().flop / ops.Gemms().seconds / limits.fma_flops_per_second;
   state.counters["peak_rss_GiB"] = PeakRssGiB();
   PrintProfile(ops);
