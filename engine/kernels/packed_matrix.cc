@@ -40,6 +40,7 @@ PackedMatrix::PackedMatrix(DType dtype, int64_t n, int64_t k)
 
 void PackedMatrix::SetRows(int64_t row_begin, const Tensor& rows) {
   LOCKSTEP_CHECK(row_begin >= 0 && row_begin + rows.rows <= n_ && rows.cols == k_, "rows outside of the matrix");
+  if (k_ == 0) return;
   std::vector<float> scratch;
   std::vector<char> converted(static_cast<size_t>(k_) * DTypeSize(dtype_));
   for (int64_t r = 0; r < rows.rows; ++r) {
@@ -56,6 +57,7 @@ void PackedMatrix::SetRows(int64_t row_begin, const Tensor& rows) {
 
 void PackedMatrix::GetRows(int64_t row_begin, const Tensor& rows) const {
   LOCKSTEP_CHECK(row_begin >= 0 && row_begin + rows.rows <= n_ && rows.cols == k_, "rows outside of the matrix");
+  if (k_ == 0) return;
   std::vector<float> scratch;
   std::vector<char> row(static_cast<size_t>(k_) * DTypeSize(dtype_));
   for (int64_t r = 0; r < rows.rows; ++r) {

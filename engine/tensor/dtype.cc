@@ -80,6 +80,7 @@ uint16_t FloatToBFloat16(float value) {
 }
 
 void ConvertToFloat(DType source_dtype, const void* source, float* destination, size_t n) {
+  if (n == 0) return;
   if (source_dtype == DType::kF32) {
     std::memcpy(destination, source, n * sizeof(float));
     return;
@@ -97,6 +98,7 @@ void ConvertToFloat(DType source_dtype, const void* source, float* destination, 
 }
 
 void ConvertFromFloat(DType destination_dtype, const float* source, void* destination, size_t n) {
+  if (n == 0) return;
   if (destination_dtype == DType::kF32) {
     std::memcpy(destination, source, n * sizeof(float));
     return;

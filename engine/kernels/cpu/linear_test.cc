@@ -28,11 +28,12 @@ struct Matrix {
     std::mt19937 random(seed);
     std::normal_distribution<float> normal(0, sigma);
     for (float& value : values) value = RoundTo(dtype, normal(random));
-    for (int64_t r = 0; r < rows; ++r) ConvertFromFloat(dtype, &values[r * cols], view.Row(r), cols);
+    for (int64_t r = 0; r < rows; ++r) ConvertFromFloat(dtype, values.data() + r * cols, view.Row(r), cols);
   }
   std::vector<float> Read() const {
     std::vector<float> out(values.size());
-    for (int64_t r = 0; r < view.rows; ++r) ConvertToFloat(view.dtype, view.Row(r), &out[r * view.cols], view.cols);
+    for (int64_t r = 0; r < view.rows; ++r)
+      ConvertToFloat(view.dtype, view.Row(r), out.data() + r * view.cols, view.cols);
     return out;
   }
   float operator()(int64_t r, int64_t c) const { return values[static_cast<size_t>(r * view.cols + c)]; }
