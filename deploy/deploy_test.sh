@@ -62,11 +62,16 @@ unknown=$(comm -23 "$work/used" "$work/table")
 [[ -z $unknown ]] || fail "not in the metrics table: $unknown"
 
 # Exported: each metric of the table is named by the code of a component (common ones by engine/base itself).
-"$dump_metrics" --spec | cut -f1 | while read -r name; do
+"$dump_metrics" --markdown | sed -n 's/^| \(rl_[a-z_]*\) .*/\1/p' | while read -r name; do
   grep -rqF "\"$name\"" --include='*.cc' --include='*.h' --exclude='*_test.cc' --exclude=metrics_table.cc \
     rollout_server learner weight_sync engine/base || echo "$name"
 done > "$work/unset"
 [[ ! -s $work/unset ]] || fail "in the metrics table but set nowhere: $(tr '\n' ' ' < "$work/unset")"
+
+# docs/metrics.md holds the table as it is.
+"$dump_metrics" --markdown > "$work/markdown"
+sed -n '/^| metric /,/^$/p' docs/metrics.md | sed '/^$/d' | cmp -s - "$work/markdown" ||
+  fail "docs/metrics.md is not current: replace its table by the output of bazel run //engine/base:dump_metrics -- --markdown"
 
 # A run's targets from its address files.
 mkdir "$work/run1"

@@ -15,8 +15,6 @@ const std::vector<double> kMilliseconds = {0.0005, 0.001, 0.002, 0.005, 0.01, 0.
 const std::vector<double> kSeconds = {0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300};
 const std::vector<double> kBatch = {1, 2, 4, 8, 16, 32, 64, 128, 256};
 const std::vector<double> kTokens = {8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
-// log(pi / mu) of a token: fine around 0, where FP16 lives.
-const std::vector<double> kLogRatio = {-1, -0.3, -0.1, -0.03, -0.01, -0.001, 0, 0.001, 0.01, 0.03, 0.1, 0.3, 1};
 
 std::vector<MetricSpec> CommonMetrics() {
   return {
@@ -128,8 +126,7 @@ std::vector<MetricSpec> LearnerMetrics() {
        "Mean of log mu - log pi over response tokens of the last step.",
        {},
        {}},
-      {"rl_learner_logprob_ratio_log", kH, kLearner, "log pi - log mu of a response token.", {}, kLogRatio},
-      {"rl_learner_logprob_abs_diff_max", kG, kLearner, "Largest |log mu - log pi| of the last step.", {}, {}},
+      {"rl_learner_logprob_abs_diff_max", kG, kLearner, "Largest absolute log mu - log pi of the last step.", {}, {}},
       {"rl_learner_is_weight_clipped_tokens_total",
        kC,
        kLearner,
@@ -166,12 +163,6 @@ std::vector<MetricSpec> LearnerMetrics() {
        "Weight versions between a sample's tokens and the learner.",
        {},
        {0, 1, 2, 4, 8, 16}},
-      {"rl_learner_collective_duration_seconds",
-       kH,
-       kLearner,
-       "Time of a collective between learner ranks.",
-       {{"op", {"all_reduce"}}},
-       kSeconds},
       {"rl_learner_checkpoint_duration_seconds", kH, kLearner, "Time of writing a checkpoint.", {}, kSeconds},
       {"rl_learner_checkpoint_last_success_timestamp_seconds",
        kG,

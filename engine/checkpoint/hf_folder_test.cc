@@ -145,6 +145,37 @@ std::string RefusalWith(const ModelConfig& config, const std::function<void(std:
   return message;
 }
 
+// Folders written by transformers' save_pretrained; the values follow tests/golden/make_hf_folder_golden.py.
+TEST(HfFolder, ReadsWhatTransformersWrites) {
+  for (const char* name : {"qwen2_fp16", "llama_bf16_sharded"}) {
+    const std::string dir = std::string("engine/checkpoint/testdata/") + name;
+    const auto config = ReadHfConfig(dir);
+    ASSERT_TRUE(config.ok()) << config.status();
+    const bool qwen2 = config->architecture == "Qwen2ForCausalLM";
+    EXPECT_EQ(config->hidden_size, 16);
+    EXPECT_EQ(config->num_kv_heads, 2);
+    EXPECT_EQ(config->rope_theta, qwen2 ? 1000000.0f : 500000.0f);
+    EXPECT_EQ(config->rms_norm_eps, 1e-5f);
+    EXPECT_EQ(config->tie_word_embeddings, qwen2);
+    EXPECT_EQ(config->eos_token_ids, qwen2 ? std::vector<int32_t>({23}) : std::vector<int32_t>({22, 23}));
+    EXPECT_EQ(config->bos_token_id, 1);
+    const ParamLayout layout(*config);
+    std::vector<float> arena(static_cast<size_t>(layout.total_size));
+    const absl::Status status = LoadHfArena(dir, *config, arena.data());
+    ASSERT_TRUE(status.ok()) << status;
+    for (const HfTensor& tensor : layout.hf_tensors) {
+      const ParamSpec& param = layout.params[tensor.param];
+      const bool vector = param.kind == ParamSpec::Kind::kVector;
+      const float* values = arena.data() + param.offset + tensor.row_begin * (vector ? 1 : param.cols);
+      const int64_t count = tensor.shape[0] * (vector ? 1 : tensor.shape[1]);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t code = (7 * i + static_cast<int64_t>(tensor.name.size())) % 64 - 32;
+        ASSERT_EQ(values[i], static_cast<float>(code) / 16) << tensor.name << " at " << i;
+      }
+    }
+  }
+}
+
 TEST(HfFolder, NamesTheTensorThatDoesNotFit) {
   const ModelConfig config = SmallConfig("LlamaForCausalLM", false);
   EXPECT_THAT(RefusalWith(config, [](auto* tensors) { tensors->pop_back(); }),
