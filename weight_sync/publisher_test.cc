@@ -235,7 +235,7 @@ TEST_F(WeightSyncTest, CallsThatBelongToNoUpdateAreRefused) {
     request.set_epoch(1);
     request.set_version(1);
     v1::Committed response;
-    EXPECT_EQ(stub->Commit(&context, request, &response).error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+    EXPECT_EQ(stub->Commit(&context, request, &response).error_code(), grpc::StatusCode::ABORTED);
   }
   {
     grpc::ClientContext context;
@@ -244,7 +244,7 @@ TEST_F(WeightSyncTest, CallsThatBelongToNoUpdateAreRefused) {
     request.set_epoch(1);
     request.set_version(1);
     v1::Received response;
-    EXPECT_EQ(stub->Receive(&context, request, &response).error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+    EXPECT_EQ(stub->Receive(&context, request, &response).error_code(), grpc::StatusCode::ABORTED);
   }
   {
     grpc::ClientContext context;

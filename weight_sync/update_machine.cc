@@ -74,8 +74,11 @@ class ReceiverStep {
 
  private:
   ReceiverState& s() { return out_.next; }
+  // FAILED_PRECONDITION is kept for fencing: whoever gets it is no longer in charge. What belongs to an attempt that is
+  // over is ABORTED.
   void Refuse(const std::string& why) {
-    out_.answer = absl::FailedPreconditionError(absl::StrCat("update ", ToString(event_.key), " refused: ", why));
+    const std::string text = absl::StrCat("update ", ToString(event_.key), " refused: ", why);
+    out_.answer = event_.key.id < s().seen.id ? absl::FailedPreconditionError(text) : absl::AbortedError(text);
   }
   void Enter(UpdateState state, const std::string& why) {
     s().state = state;

@@ -4,7 +4,8 @@
 //
 // What they keep, whatever happens:
 //   I4  a receiver flips only to a set that is complete and whose digests equal the manifest's
-//   I5  the committed (epoch, version) never falls; an event of an older key is refused
+//   I5  the committed (epoch, version) never falls; an event of an older one is refused with FAILED_PRECONDITION, one
+//       of an older attempt with ABORTED
 //   I8  every state in which something is awaited has a finite deadline
 #ifndef LOCKSTEP_WEIGHT_SYNC_UPDATE_MACHINE_H_
 #define LOCKSTEP_WEIGHT_SYNC_UPDATE_MACHINE_H_
@@ -157,7 +158,7 @@ SenderTransition Step(const SenderState& state, const SenderEvent& event, absl::
 
 // Shares of one budget.
 absl::Duration BeginShare(absl::Duration budget);   // for votes: a fifth, at most 10 s
-absl::Duration CommitShare(absl::Duration budget);  // for commits: a fifth, at most 5 s
+absl::Duration CommitShare(absl::Duration budget);  // for commits, which wait for a decode step: a fifth, at most 30 s
 
 }  // namespace lockstep
 

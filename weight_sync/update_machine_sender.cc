@@ -283,7 +283,7 @@ class SenderStep {
 }  // namespace
 
 absl::Duration BeginShare(absl::Duration budget) { return std::min(budget / 5, absl::Seconds(10)); }
-absl::Duration CommitShare(absl::Duration budget) { return std::min(budget / 5, absl::Seconds(5)); }
+absl::Duration CommitShare(absl::Duration budget) { return std::min(budget / 5, absl::Seconds(30)); }
 
 SenderTransition Step(const SenderState& state, const SenderEvent& event, absl::Time now) {
   return SenderStep(state, event, now).Run();

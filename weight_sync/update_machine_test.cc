@@ -68,7 +68,7 @@ TEST(ReceiverMachineTest, ANewerUpdateReplacesOneUnderWay) {
 
 TEST(ReceiverMachineTest, AnAbortThatOvertakesItsBeginWins) {
   const ReceiverState state = After({}, {Event(Kind::kAbort, 1, 1)});
-  EXPECT_EQ(Step(state, Event(Kind::kBegin, 1, 1), kStart).answer.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(Step(state, Event(Kind::kBegin, 1, 1), kStart).answer.code(), absl::StatusCode::kAborted);
   EXPECT_TRUE(Step(state, Event(Kind::kBegin, 1, 1, 2), kStart).answer.ok());
 }
 
