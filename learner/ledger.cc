@@ -173,6 +173,7 @@ absl::StatusOr<uint64_t> Ledger::BeginEpoch() {
 }
 
 absl::StatusOr<uint64_t> Ledger::Resume(uint64_t checkpoint_step) {
+  if (absl::Status status = SqliteExecute(database_, "PRAGMA synchronous=FULL"); !status.ok()) return status;
   SqliteTransaction transaction(database_);
   if (!transaction.status().ok()) return transaction.status();
   if (absl::Status status = CheckEpoch(); !status.ok()) return status;
@@ -193,6 +194,8 @@ absl::StatusOr<uint64_t> Ledger::Resume(uint64_t checkpoint_step) {
 }
 
 absl::StatusOr<bool> Ledger::CommitGroup(const SampleGroup& group) {
+  // Durable against a kill now, against a power cut with the step (whose commit also syncs what lies before it).
+  if (absl::Status status = SqliteExecute(database_, "PRAGMA synchronous=NORMAL"); !status.ok()) return status;
   SqliteTransaction transaction(database_);
   if (!transaction.status().ok()) return transaction.status();
   if (absl::Status status = CheckEpoch(); !status.ok()) return status;
@@ -215,6 +218,7 @@ absl::StatusOr<bool> Ledger::CommitGroup(const SampleGroup& group) {
 }
 
 absl::Status Ledger::CommitStep(const StepRecord& record) {
+  if (absl::Status status = SqliteExecute(database_, "PRAGMA synchronous=FULL"); !status.ok()) return status;
   SqliteTransaction transaction(database_);
   if (!transaction.status().ok()) return transaction.status();
   if (absl::Status status = CheckEpoch(); !status.ok()) return status;

@@ -120,6 +120,7 @@ absl::Status RunLoop::RunStep() {
   bool collected = false;
   if (absl::Status status = CollectGroups(step, &collected); !status.ok()) return status;
   if (!collected) return absl::OkStatus();
+  // Scoring and the ledger overlap with the servers' decoding: "rollout" is what is left of the time, waiting.
   (*summary.mutable_seconds())["score"] = score_seconds_;
   (*summary.mutable_seconds())["rollout"] = SecondsSince(start) - score_seconds_;
 
@@ -239,7 +240,8 @@ std::vector<TrainSample> RunLoop::BuildBatch(uint64_t step, v1::StepSummary* sum
   summary->set_response_tokens(static_cast<uint64_t>(tokens));
   summary->set_response_length_mean(tokens / samples);
   summary->set_staleness_mean(staleness / samples);
-  summary->set_rollout_tokens_per_second(tokens / std::max(1e-9, summary->seconds().at("rollout")));
+  const double collect_seconds = summary->seconds().at("rollout") + summary->seconds().at("score");
+  summary->set_rollout_tokens_per_second(tokens / std::max(1e-9, collect_seconds));
   parts_.metrics->Gauge("rl_learner_advantage_std").Set(std::sqrt(advantage_squares / samples));
   return batch;
 }
