@@ -180,6 +180,9 @@ absl::Status Generate(const Options& options, const std::string& address) {
   }
   stream->WritesDone();
   if (finished < options.n) context.TryCancel();
+  while (stream->Read(&response)) {
+    // The status comes after the last message, such as the credit that the finished group gives back.
+  }
   const grpc::Status end = stream->Finish();
   if (!refused.ok()) return refused;
   if (finished < options.n) {

@@ -45,7 +45,8 @@ absl::StatusOr<std::vector<Json>> ReadSteps(const std::string& run) {
     if (step.is_discarded() || !step.is_object()) {
       return absl::DataLossError(absl::StrCat(path, ":", number, ": is not a JSON object; the file was damaged"));
     }
-    steps[static_cast<int64_t>(Number(step, "step"))] = std::move(step);
+    const int64_t number_of_step = static_cast<int64_t>(Number(step, "step"));
+    steps[number_of_step] = std::move(step);
   }
   if (steps.empty())
     return absl::NotFoundError(absl::StrCat(path, " holds no step; the run ended before its first one"));
