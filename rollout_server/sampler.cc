@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
 
 #include "engine/base/check.h"
 #include "engine/base/philox.h"
@@ -15,7 +16,7 @@ using cpu::kLanes;
 // Tokens whose mass is summed as one; a draw walks at most one such block.
 constexpr int64_t kBlock = 256;
 
-// Masses exp(z - lse) of tokens [begin, begin + count), count <= kBlock, to `mass` (padded with zeros to whole lanes).
+// Masses exp(z - lse) of `count` tokens to `mass` (padded with zeros to whole lanes).
 void BlockMasses(const float* logits, int64_t count, float inverse_temperature, float lse, float* mass) {
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
@@ -99,38 +100,58 @@ void Sampler::SetRow(const float* logits, int64_t vocab_size, const SamplingTran
 
 void Sampler::KeepTop() {
   kept_.resize(static_cast<size_t>(vocab_size_));
-  for (int64_t v = 0; v < vocab_size_; ++v) kept_[static_cast<size_t>(v)] = static_cast<int32_t>(v);
+  std::iota(kept_.begin(), kept_.end(), 0);
   const auto before = [this](int32_t a, int32_t b) {
     return logits_[a] > logits_[b] || (logits_[a] == logits_[b] && a < b);
   };
-  if (transform_.top_k > 0 && transform_.top_k < vocab_size_) {
-    std::nth_element(kept_.begin(), kept_.begin() + transform_.top_k - 1, kept_.end(), before);
-    kept_.resize(transform_.top_k);
+  const float largest = *std::max_element(logits_, logits_ + vocab_size_) * inverse_temperature_;
+  mass_.resize(static_cast<size_t>((vocab_size_ + kLanes - 1) / kLanes * kLanes));
+  BlockMasses(logits_, vocab_size_, inverse_temperature_, largest, mass_.data());
+  size_t count = kept_.size();
+  if (transform_.top_k > 0 && transform_.top_k < count) {
+    count = transform_.top_k;
+    std::nth_element(kept_.begin(), kept_.begin() + static_cast<std::ptrdiff_t>(count) - 1, kept_.end(), before);
   }
-  // Largest first from a heap, for as long as the mass is below top_p: the tail is never sorted.
-  const auto after = [&before](int32_t a, int32_t b) { return before(b, a); };
-  const float largest = logits_[*std::min_element(kept_.begin(), kept_.end(), before)] * inverse_temperature_;
-  const auto mass_of = [this, largest](int32_t token) {
-    return std::exp(static_cast<double>(logits_[token] * inverse_temperature_ - largest));
-  };
-  double total = 0;
-  if (transform_.top_p < 1) {
-    for (int32_t token : kept_) total += mass_of(token);
-  }
-  std::make_heap(kept_.begin(), kept_.end(), after);
-  std::vector<int32_t> ordered;
+  if (transform_.top_p < 1) count = SmallestHead(count, before);
+  // The last one kept, in descending order, bounds the rest; then by token id.
+  const int32_t last = *std::max_element(kept_.begin(), kept_.begin() + static_cast<std::ptrdiff_t>(count), before);
+  kept_.clear();
   kept_mass_.clear();
   double cumulated = 0;
-  for (auto end = kept_.end(); end != kept_.begin(); --end) {
-    std::pop_heap(kept_.begin(), end, after);
-    ordered.push_back(*(end - 1));
-    cumulated += mass_of(ordered.back());
+  for (int32_t v = 0; v < vocab_size_; ++v) {
+    if (before(last, v)) continue;
+    kept_.push_back(v);
+    cumulated += mass_[static_cast<size_t>(v)];
     kept_mass_.push_back(cumulated);
-    if (transform_.top_p < 1 && cumulated >= static_cast<double>(transform_.top_p) * total) break;
   }
-  kept_ = std::move(ordered);
   // From here on the log-prob of a kept token is z - lse_.
   lse_ = static_cast<float>(largest + std::log(cumulated));
+}
+
+template <typename Before>
+size_t Sampler::SmallestHead(size_t count, const Before& before) {
+  const auto sum = [this](size_t begin, size_t end) {
+    double mass = 0;
+    for (size_t i = begin; i < end; ++i) mass += mass_[static_cast<size_t>(kept_[i])];
+    return mass;
+  };
+  const double wanted = static_cast<double>(transform_.top_p) * sum(0, count);
+  // Halves the range that holds the end of the head: [0, low) has less than `wanted`, [0, high) has enough.
+  size_t low = 0, high = count;
+  double below = 0;
+  while (high - low > 1) {
+    const size_t middle = low + (high - low) / 2;
+    const auto at = [this](size_t i) { return kept_.begin() + static_cast<std::ptrdiff_t>(i); };
+    std::nth_element(at(low), at(middle), at(high), before);
+    const double mass = sum(low, middle);
+    if (below + mass >= wanted) {
+      high = middle;
+    } else {
+      below += mass;
+      low = middle;
+    }
+  }
+  return high;
 }
 
 Draw Sampler::Sample(const DrawKey& key) const {

@@ -6,10 +6,10 @@
 // renormalised, and log_prob is of that distribution. Greedy (temperature 0) takes the largest logit (ties: smallest
 // id) with log_prob 0: its distribution has one token.
 //
-// The draw is an inverse CDF with one uniform of 53 bits: the smallest token id (with top_k/top_p: the first in
-// descending order) whose cumulated mass exceeds u * total. u is Philox(key = seed, counter = (group_id,
+// The draw is an inverse CDF with one uniform of 52 bits: the smallest token id whose cumulated mass exceeds u * total
+// (of the kept tokens). u is Philox(key = seed, counter = (group_id,
 // sample_index << 32 | token_index)): a function of the sample and the position alone, whatever the batch, the server
-// or the retry. Cost of plain sampling: two passes over the vocabulary, nothing is sorted.
+// or the retry. Cost: a few passes over the vocabulary; nothing is sorted (top_k and top_p select by partition).
 #ifndef LOCKSTEP_ROLLOUT_SERVER_SAMPLER_H_
 #define LOCKSTEP_ROLLOUT_SERVER_SAMPLER_H_
 
@@ -54,6 +54,9 @@ class Sampler {
 
  private:
   void KeepTop();
+  // How many of kept_[0, count), in descending order, have top_p of their mass. kept_ is reordered.
+  template <typename Before>
+  size_t SmallestHead(size_t count, const Before& before);
   Draw SampleAll(double u) const;
   Draw SampleKept(double u) const;
 
@@ -65,7 +68,8 @@ class Sampler {
   int32_t greedy_token_ = 0;
   bool restricted_ = false;         // top_k or top_p is on
   std::vector<double> block_mass_;  // mass of the blocks before and including block b, not restricted
-  std::vector<int32_t> kept_;       // descending z
+  std::vector<float> mass_;         // exp(z - largest z), restricted
+  std::vector<int32_t> kept_;       // ascending ids
   std::vector<double> kept_mass_;   // cumulated
 };
 

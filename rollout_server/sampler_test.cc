@@ -1,8 +1,10 @@
 #include "rollout_server/sampler.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
+#include <numeric>
 #include <random>
 #include <set>
 #include <vector>
@@ -156,6 +158,36 @@ TEST(SamplerTest, TopKIsAppliedBeforeTopP) {
   // Of {0.4, 0.3}, 0.4 has 4/7 of the mass: top_p 0.5 of what top_k left keeps it alone.
   sampler.SetRow(logits.data(), 4, {.top_p = 0.5f, .top_k = 2}, 0);
   EXPECT_EQ(Histogram(sampler, 1000).size(), 1u);
+}
+
+TEST(SamplerTest, WhatTopKAndTopPKeepIsWhatAFullSortKeeps) {
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    std::vector<float> logits = RandomLogits(300, seed);
+    for (float& logit : logits) logit = std::round(logit * 4) / 4;  // many ties
+    std::vector<int32_t> order(300);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
+    for (float top_p : {0.1f, 0.5f, 0.93f, 1.0f}) {
+      for (uint32_t top_k : {0u, 1u, 20u}) {
+        if (top_p == 1 && top_k == 0) continue;
+        const size_t count = top_k == 0 ? 300 : top_k;
+        double total = 0, mass = 0;
+        for (size_t i = 0; i < count; ++i) total += std::exp(static_cast<double>(logits[order[i]]));
+        std::set<int32_t> kept;
+        for (size_t i = 0; i < count && (i == 0 || mass < top_p * total * (1 - 1e-9)); ++i) {
+          kept.insert(order[i]);
+          mass += std::exp(static_cast<double>(logits[order[i]]));
+        }
+        Sampler sampler;
+        sampler.SetRow(logits.data(), 300, {.top_p = top_p, .top_k = top_k}, 0);
+        for (uint32_t i = 0; i < 300; ++i) {
+          const Draw draw = sampler.Sample({seed, 2, i, 0});
+          ASSERT_TRUE(kept.contains(draw.token)) << "top_p " << top_p << " top_k " << top_k << " seed " << seed;
+          ASSERT_NEAR(draw.log_prob, logits[draw.token] - std::log(mass), 2e-5);
+        }
+      }
+    }
+  }
 }
 
 TEST(SamplerTest, ExtremeLogitsStayInRange) {
