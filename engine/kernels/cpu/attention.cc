@@ -158,8 +158,20 @@ class RowTile {
     }
     for (int64_t p = 0; p < pages; ++p) {
       const void* page = ValuePage(call_, sequence_.pages[static_cast<size_t>(first_page + p)], kv_head_);
-      SmallProduct({scores_ + p * kPageTokens, kAttentionBlock, 1}, {call_.cache.dtype, page, e}, rows_, e,
-                   std::min(kPageTokens, keys - p * kPageTokens), true, o_, e);
+      // Rows of one token end at the same key. A page that all rows see whole is one product; in the last pages each
+      // token takes its own keys and no more: a weight of 0 does not hide a later value that is not finite.
+      const int64_t page_begin = begin + p * kPageTokens;
+      int64_t row = 0;
+      while (row < rows_) {
+        const int64_t depth = std::clamp<int64_t>(position_[row] + 1 - page_begin, 0, kPageTokens);
+        int64_t end = row + 1;
+        while (end < rows_ && std::clamp<int64_t>(position_[end] + 1 - page_begin, 0, kPageTokens) == depth) ++end;
+        if (depth > 0) {
+          SmallProduct({scores_ + row * kAttentionBlock + p * kPageTokens, kAttentionBlock, 1},
+                       {call_.cache.dtype, page, e}, end - row, e, depth, true, o_ + row * e, e);
+        }
+        row = end;
+      }
     }
   }
 
