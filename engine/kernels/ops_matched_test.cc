@@ -143,17 +143,19 @@ TEST(MatchedAttention, ALaterTokenThatIsNotFiniteDoesNotReachEarlierRows) {
   const AttentionShape shape{6, 2, 24, 0.2f};
   const std::unique_ptr<Ops> ops = MakeCpuOps(Numerics::kMatched, 2);
   const std::vector<int32_t> cu = {0, 40};
-  const Matrix q(DType::kF16, 40, 144, 1), k(DType::kF16, 40, 48, 2), v(DType::kF16, 40, 48, 3);
-  const Matrix before(DType::kF16, 40, 144), after(DType::kF16, 40, 144), lse(DType::kF32, 40, 6);
-  ops->AttentionPacked(shape, q.view, k.view, v.view, cu, before.view, lse.view);
-  for (int64_t i = 0; i < 48; ++i) {
-    static_cast<uint16_t*>(k.view.Row(20))[i] = 0x7E00;                     // NaN
-    static_cast<uint16_t*>(v.view.Row(20))[i] = (i % 2) ? 0x7C00 : 0x7E00;  // infinity, NaN
+  for (int64_t bad = 16; bad < 24; ++bad) {  // any place in a tile of rows
+    const Matrix q(DType::kF16, 40, 144, 1), k(DType::kF16, 40, 48, 2), v(DType::kF16, 40, 48, 3);
+    const Matrix before(DType::kF16, 40, 144), after(DType::kF16, 40, 144), lse(DType::kF32, 40, 6);
+    ops->AttentionPacked(shape, q.view, k.view, v.view, cu, before.view, lse.view);
+    for (int64_t i = 0; i < 48; ++i) {
+      static_cast<uint16_t*>(k.view.Row(bad))[i] = 0x7E00;                        // NaN
+      static_cast<uint16_t*>(v.view.Row(bad))[i] = i % 2 == 0 ? 0x7E00 : 0x7C00;  // NaN, infinity
+    }
+    ops->AttentionPacked(shape, q.view, k.view, v.view, cu, after.view, lse.view);
+    for (int64_t r = 0; r < bad; ++r) ASSERT_TRUE(SameRow(before.view, r, after.view, r)) << "row " << r;
+    const std::vector<float> values = after.Read();
+    for (size_t i = static_cast<size_t>(bad) * 144; i < values.size(); ++i) ASSERT_FALSE(std::isfinite(values[i]));
   }
-  ops->AttentionPacked(shape, q.view, k.view, v.view, cu, after.view, lse.view);
-  for (int64_t r = 0; r < 20; ++r) ASSERT_TRUE(SameRow(before.view, r, after.view, r)) << "row " << r;
-  const std::vector<float> values = after.Read();
-  for (size_t i = 20 * 144; i < values.size(); ++i) ASSERT_FALSE(std::isfinite(values[i]));
 }
 
 TEST(NativeAttention, PagedAndPackedDifferAsTwoLibrariesDo) {

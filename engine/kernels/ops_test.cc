@@ -33,6 +33,7 @@ class OpsTest : public testing::TestWithParam<std::tuple<Numerics, DType>> {
     for (size_t threads = 2; threads <= cpu_.size(); ++threads) {
       const Outputs more = run(*cpu_[threads - 1]);
       for (size_t i = 0; i < one.size(); ++i) {
+        if (one[i].values.empty()) continue;
         ASSERT_EQ(std::memcmp(more[i].values.data(), one[i].values.data(), one[i].values.size() * sizeof(float)), 0)
             << where << " output " << i << ": " << threads << " threads give other bits than one";
       }

@@ -14,7 +14,7 @@ namespace lockstep::cpu {
 namespace {
 
 constexpr int64_t kTileTokens = 16;  // query tokens that share one pass over the keys
-constexpr int64_t kTileRows = 6;     // rows of one register tile
+constexpr int64_t kTileRows = 12;    // rows that go over the keys together: two register tiles, or one group of 7
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 
 struct Item {
@@ -64,6 +64,12 @@ const void* ValuePage(const Call& call, int32_t page, int64_t kv_head) {
                 (page * call.shape.num_kv_heads + kv_head) * block);
 }
 
+// Asks for the lines of one page and key/value head. A page is shorter than what the hardware prefetcher needs to catch
+// on, and the next one lies elsewhere.
+void Prefetch(const void* page, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(static_cast<const char*>(page) + i, _MM_HINT_T0);
+}
+
 // scores [count] -> weights exp(s - m'), in place; keys at and beyond `valid` get 0. Updates m and l; returns exp(m -
 // m').
 float SoftmaxStep(float* scores, int64_t count, int64_t valid, float scale, float& running_max, float& running_sum) {
@@ -104,7 +110,8 @@ class RowTile {
 
   static int64_t ScratchFloats(int64_t head_dim) { return kTileRows * (2 * head_dim + kAttentionBlock) + 64; }
 
-  void Run(int64_t row_begin, int64_t row_count) {
+  // prefetch: the item's first tile brings its keys and values from memory, the others find them in a cache.
+  void Run(int64_t row_begin, int64_t row_count, bool prefetch) {
     const int64_t e = call_.shape.head_dim;
     rows_ = row_count;
     int64_t last = 0;
@@ -113,7 +120,7 @@ class RowTile {
       last = std::max(last, position_[r]);
     }
     std::fill(o_, o_ + rows_ * e, 0.0f);
-    for (int64_t begin = 0; begin <= last; begin += call_.variant.block) Block(begin, last);
+    for (int64_t begin = 0; begin <= last; begin += call_.variant.block) Block(begin, last, prefetch);
     for (int64_t r = 0; r < rows_; ++r) Finish(r);
   }
 
@@ -135,14 +142,18 @@ class RowTile {
     }
   }
 
-  void Block(int64_t begin, int64_t last) {
+  void Block(int64_t begin, int64_t last, bool prefetch) {
     const int64_t e = call_.shape.head_dim;
+    const size_t page_bytes = static_cast<size_t>(e * kPageTokens) * DTypeSize(call_.cache.dtype);
     const int64_t keys = std::min(call_.variant.block, last + 1 - begin);
     const int64_t pages = (keys + kPageTokens - 1) / kPageTokens;
     const int64_t count = pages * kPageTokens;
     const int64_t first_page = begin / kPageTokens;
     for (int64_t p = 0; p < pages; ++p) {
       const void* page = KeyPage(call_, sequence_.pages[static_cast<size_t>(first_page + p)], kv_head_);
+      if (prefetch) {
+        Prefetch(ValuePage(call_, sequence_.pages[static_cast<size_t>(first_page + p)], kv_head_), page_bytes);
+      }
       SmallProduct({q_, e, 1}, {call_.cache.dtype, page, kPageTokens}, rows_, kPageTokens, e, false,
                    scores_ + p * kPageTokens, kAttentionBlock);
     }
@@ -161,6 +172,10 @@ class RowTile {
       // Rows of one token end at the same key. A page that all rows see whole is one product; in the last pages each
       // token takes its own keys and no more: a weight of 0 does not hide a later value that is not finite.
       const int64_t page_begin = begin + p * kPageTokens;
+      const int64_t next = page_begin + call_.variant.block;  // the same page of the next block
+      if (prefetch && next <= last) {
+        Prefetch(KeyPage(call_, sequence_.pages[static_cast<size_t>(next / kPageTokens)], kv_head_), page_bytes);
+      }
       int64_t row = 0;
       while (row < rows_) {
         const int64_t depth = std::clamp<int64_t>(position_[row] + 1 - page_begin, 0, kPageTokens);
@@ -216,7 +231,7 @@ void RunAttention(CpuContext& context, const Call& call, std::span<const PagedSe
       const int64_t blocks = (rows + kTileRows - 1) / kTileRows;
       for (int64_t b = 0; b < blocks; ++b) {
         const int64_t begin = rows * b / blocks;
-        tile.Run(item.token_begin * group + begin, rows * (b + 1) / blocks - begin);
+        tile.Run(item.token_begin * group + begin, rows * (b + 1) / blocks - begin, b == 0);
       }
     }
   });

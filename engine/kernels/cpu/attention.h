@@ -5,7 +5,8 @@
 // (kAttentionBlock positions counted from 0; native packed: kNativePackedBlock): scores are one fma chain over
 // ascending e, times scale; online softmax (Milakov and Gimelshein 2018): m' = max(m, max s), l' = l exp(m - m') + sum
 // exp(s - m') in 8 lanes and the lane tree; o' = o exp(m - m') continued by one fma chain over ascending keys. Masked
-// keys have weight exactly 0. Matched packed attention writes its keys and values into pages and runs the paged kernel,
+// keys have weight exactly 0 and their values are not multiplied in, so a row sees nothing of the tokens after it, not
+// even what is not finite. Matched packed attention writes its keys and values into pages and runs the paged kernel,
 // so the two have the same bits by construction. Native packed attention scales the query instead of the score and uses
 // another block: as much of a difference as two attention libraries have.
 #ifndef LOCKSTEP_ENGINE_KERNELS_CPU_ATTENTION_H_

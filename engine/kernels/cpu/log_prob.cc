@@ -82,6 +82,7 @@ void LogProb(CpuContext& context, const Tensor& x, const PackedMatrix& w, std::s
           const float* z = static_cast<const float*>(part.Row(r));
           states[r].Add(z, count, inverse);
           const int64_t target = targets[static_cast<size_t>(row + r)];
+          LOCKSTEP_CHECK(target >= 0 && target < w.n(), "target token id outside of the vocabulary");
           if (target >= v && target < v + count) log_prob[row + r] = z[target - v] * inverse;
         }
       });
