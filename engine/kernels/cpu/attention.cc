@@ -64,12 +64,6 @@ const void* ValuePage(const Call& call, int32_t page, int64_t kv_head) {
                 (page * call.shape.num_kv_heads + kv_head) * block);
 }
 
-// Asks for the lines of one page and key/value head. A page is shorter than what the hardware prefetcher needs to catch
-// on, and the next one lies elsewhere.
-void Prefetch(const void* page, size_t bytes) {
-  for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(static_cast<const char*>(page) + i, _MM_HINT_T0);
-}
-
 // scores [count] -> weights exp(s - m'), in place; keys at and beyond `valid` get 0. Updates m and l; returns exp(m -
 // m').
 float SoftmaxStep(float* scores, int64_t count, int64_t valid, float scale, float& running_max, float& running_sum) {
@@ -110,7 +104,8 @@ class RowTile {
 
   static int64_t ScratchFloats(int64_t head_dim) { return kTileRows * (2 * head_dim + kAttentionBlock) + 64; }
 
-  // prefetch: the item's first tile brings its keys and values from memory, the others find them in a cache.
+  // prefetch: the item's first tile brings its keys and values from memory, the others find them in a cache. A page is
+  // shorter than what the hardware prefetcher needs to catch on, and the next one lies elsewhere.
   void Run(int64_t row_begin, int64_t row_count, bool prefetch) {
     const int64_t e = call_.shape.head_dim;
     rows_ = row_count;
@@ -144,18 +139,22 @@ class RowTile {
 
   void Block(int64_t begin, int64_t last, bool prefetch) {
     const int64_t e = call_.shape.head_dim;
-    const size_t page_bytes = static_cast<size_t>(e * kPageTokens) * DTypeSize(call_.cache.dtype);
+    const int64_t page_bytes = e * kPageTokens * static_cast<int64_t>(DTypeSize(call_.cache.dtype));
     const int64_t keys = std::min(call_.variant.block, last + 1 - begin);
     const int64_t pages = (keys + kPageTokens - 1) / kPageTokens;
     const int64_t count = pages * kPageTokens;
     const int64_t first_page = begin / kPageTokens;
     for (int64_t p = 0; p < pages; ++p) {
       const void* page = KeyPage(call_, sequence_.pages[static_cast<size_t>(first_page + p)], kv_head_);
+      Prefetcher ahead;
       if (prefetch) {
-        Prefetch(ValuePage(call_, sequence_.pages[static_cast<size_t>(first_page + p)], kv_head_), page_bytes);
+        ahead.Add(ValuePage(call_, sequence_.pages[static_cast<size_t>(first_page + p)], kv_head_), page_bytes);
+        if (begin == 0 && p + 1 < pages) {
+          ahead.Add(KeyPage(call_, sequence_.pages[static_cast<size_t>(p + 1)], kv_head_), page_bytes);
+        }
       }
       SmallProduct({q_, e, 1}, {call_.cache.dtype, page, kPageTokens}, rows_, kPageTokens, e, false,
-                   scores_ + p * kPageTokens, kAttentionBlock);
+                   scores_ + p * kPageTokens, kAttentionBlock, ahead);
     }
     const float scale = call_.variant.scale_query ? 1.0f : call_.shape.scale;
     for (int64_t r = 0; r < rows_; ++r) {
@@ -173,8 +172,9 @@ class RowTile {
       // token takes its own keys and no more: a weight of 0 does not hide a later value that is not finite.
       const int64_t page_begin = begin + p * kPageTokens;
       const int64_t next = page_begin + call_.variant.block;  // the same page of the next block
+      Prefetcher ahead;
       if (prefetch && next <= last) {
-        Prefetch(KeyPage(call_, sequence_.pages[static_cast<size_t>(next / kPageTokens)], kv_head_), page_bytes);
+        ahead.Add(KeyPage(call_, sequence_.pages[static_cast<size_t>(next / kPageTokens)], kv_head_), page_bytes);
       }
       int64_t row = 0;
       while (row < rows_) {
@@ -183,7 +183,8 @@ class RowTile {
         while (end < rows_ && std::clamp<int64_t>(position_[end] + 1 - page_begin, 0, kPageTokens) == depth) ++end;
         if (depth > 0) {
           SmallProduct({scores_ + row * kAttentionBlock + p * kPageTokens, kAttentionBlock, 1},
-                       {call_.cache.dtype, page, e}, end - row, e, depth, true, o_ + row * e, e);
+                       {call_.cache.dtype, page, e}, end - row, e, depth, true, o_ + row * e, e, ahead);
+          ahead = {};
         }
         row = end;
       }

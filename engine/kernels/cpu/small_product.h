@@ -24,6 +24,30 @@ struct ProductB {
   int64_t row_stride;  // elements between consecutive depths
 };
 
+// Memory that will be wanted soon, asked for a few lines a tile while a product runs: asked for at once, the lines
+// would fill the core's miss buffers and the product would wait for them.
+class Prefetcher {
+ public:
+  void Add(const void* from, int64_t bytes) { ranges_[count_++] = {static_cast<const char*>(from), (bytes + 63) / 64}; }
+  // The share of one of `tiles_left` tiles.
+  void Issue(int64_t tiles_left) {
+    for (int i = 0; i < count_; ++i) {
+      const int64_t lines = (ranges_[i].lines + tiles_left - 1) / tiles_left;
+      for (int64_t l = 0; l < lines; ++l) _mm_prefetch(ranges_[i].at + l * 64, _MM_HINT_T0);
+      ranges_[i].at += lines * 64;
+      ranges_[i].lines -= lines;
+    }
+  }
+
+ private:
+  struct Range {
+    const char* at;
+    int64_t lines;
+  };
+  Range ranges_[2];
+  int count_ = 0;
+};
+
 template <DType kType>
 inline __m256 LoadFull(const char* p) {
   if constexpr (kType == DType::kF32) return _mm256_loadu_ps(reinterpret_cast<const float*>(p));
@@ -88,15 +112,17 @@ inline void ProductRows16(const ProductA& a, const char* b, int64_t b_stride_byt
 }
 
 inline void SmallProduct(const ProductA& a, const ProductB& b, int64_t rows, int64_t columns, int64_t depth, bool add,
-                         float* c, int64_t c_stride) {
+                         float* c, int64_t c_stride, Prefetcher ahead = {}) {
   const int64_t element = static_cast<int64_t>(DTypeSize(b.dtype));
   const int64_t blocks = (rows + 5) / 6;
+  int64_t tiles_left = blocks * (columns / 16);
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t row = rows * block / blocks;
     const int64_t count = rows * (block + 1) / blocks - row;
     const ProductA block_a{a.data + row * a.row_stride, a.row_stride, a.depth_stride};
     int64_t column = 0;
     for (; column + 16 <= columns; column += 16) {
+      ahead.Issue(tiles_left--);
       const char* from = static_cast<const char*>(b.data) + column * element;
       float* to = c + row * c_stride + column;
       switch (b.dtype) {
