@@ -1,6 +1,7 @@
 // What an update costs. Everything is measured in the same run, so that the parts can be compared:
 //   memcpy          the bound of one copy in memory (bytes of the set per second)
 //   round           FP32 arena to FP16 with digests, all cores: what the learner pays before an update
+//   install         what one receiver does with the bytes: pack, read back, digest
 //   gloo            gloo::broadcast of the same bytes in the same buckets to two members: the bound of the transport
 //   update          Publish to two receivers, begin to last commit: rounding, Gloo, digests, packing, three rounds of
 //                   calls. transfer_GB/s is its transfer phase alone; pause_us the time between the flip's two reads
@@ -14,6 +15,7 @@
 #include "absl/time/clock.h"
 #include "weight_sync/gloo_group.h"
 #include "weight_sync/rendezvous_store.h"
+#include "weight_sync/shadow.h"
 #include "weight_sync/sync_test_support.h"
 #include "weight_sync/weight_snapshot.h"
 
@@ -67,6 +69,22 @@ void BM_Round(benchmark::State& state) {
     const absl::Time begun = absl::Now();
     const auto snapshot = MakeSnapshot(config, layout, DType::kF16, kBucketBytes, {1, 1}, Arena().data());
     LOCKSTEP_CHECK(snapshot.ok(), "snapshot");
+    seconds += absl::ToDoubleSeconds(absl::Now() - begun);
+  }
+  Report(state, static_cast<double>(Arena().size() * 2), seconds);
+}
+
+// What a receiver does with the bytes: pack into the shadow, read back, digest; one thread.
+void BM_Install(benchmark::State& state) {
+  const ModelConfig config = BenchModel();
+  auto plan = MakeBucketPlan(ParamLayout(config), DType::kF16, kBucketBytes);
+  LOCKSTEP_CHECK(plan.ok(), "plan");
+  double seconds = 0;
+  for (auto _ : state) {
+    Shadow shadow(config, *plan, 1, 1);
+    const absl::Time begun = absl::Now();
+    const absl::Status filled = shadow.Fill([](uint64_t, void*, uint64_t) { return absl::OkStatus(); });
+    LOCKSTEP_CHECK(filled.ok(), "fill");
     seconds += absl::ToDoubleSeconds(absl::Now() - begun);
   }
   Report(state, static_cast<double>(Arena().size() * 2), seconds);
@@ -156,6 +174,7 @@ void BM_Flip(benchmark::State& state) {
 
 BENCHMARK(BM_Memcpy)->Unit(benchmark::kMillisecond)->Iterations(5);
 BENCHMARK(BM_Round)->Unit(benchmark::kMillisecond)->Iterations(3);
+BENCHMARK(BM_Install)->Unit(benchmark::kMillisecond)->Iterations(3);
 BENCHMARK(BM_GlooBroadcast)->Unit(benchmark::kMillisecond)->Iterations(4)->UseRealTime();
 BENCHMARK(BM_Update)->Unit(benchmark::kMillisecond)->Iterations(4)->UseRealTime();
 BENCHMARK(BM_Flip)->Iterations(200);

@@ -152,6 +152,24 @@ TEST_F(ProcessTest, AReceiverKilledAtAnyBucketCostsTheOthersNothing) {
   }
 }
 
+TEST_F(ProcessTest, AReceiverThatDiesOrStopsBeforeItJoinsCostsTheOthersNothing) {
+  const std::vector<float> arena = RandomArena(SmallModel(), 5);
+  for (const bool dies : {true, false}) {
+    Node victim({"receiver"}, dies ? "receiver.die_before_join:1" : "receiver.stop_before_join:1"), other({"receiver"});
+    const std::string victim_address = victim.WaitFor("address ");
+    const std::vector<std::string> addresses = {victim_address, other.WaitFor("address ")};
+    LearnerEnd learner(SmallModel());
+    const absl::Time begun = absl::Now();
+    const auto report = learner->Publish(1, 1, arena.data(), addresses);
+    EXPECT_LT(absl::Now() - begun, absl::Seconds(dies ? 8 : 18));
+    EXPECT_TRUE(dies ? victim.EndedBy() == SIGKILL : victim.Stopped());
+    ASSERT_TRUE(report.ok()) << report.status();
+    EXPECT_FALSE(report->servers[0].status.ok());
+    EXPECT_TRUE(report->servers[1].status.ok()) << report->servers[1].status;
+    EXPECT_EQ(other.WaitFor("flip "), Flip(1, 1, 5));
+  }
+}
+
 TEST_F(ProcessTest, AStoppedReceiverIsLeftBehindAndCatchesUpWhenItWakes) {
   Node stopped({"receiver"}, "receiver.stop:3"), healthy({"receiver"});
   const std::string address = stopped.WaitFor("address ");

@@ -245,6 +245,8 @@ absl::Status Receiver::Join(Update& update, const v1::ReceiveBuckets& request) {
     if (update_.get() != &update) return absl::CancelledError("the update was dropped");
     update.transport = transport;
   }
+  if (FailpointFires("receiver.die_before_join")) raise(SIGKILL);
+  if (FailpointFires("receiver.stop_before_join")) raise(SIGSTOP);
   TransportGroup group;
   group.rank = static_cast<int>(request.rank());
   group.size = static_cast<int>(request.world_size());

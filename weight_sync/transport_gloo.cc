@@ -31,7 +31,8 @@ class GlooTransport : public WeightTransport {
   ~GlooTransport() override { Close(); }
 
   absl::Status Join(const TransportGroup& group, absl::Time deadline) override {
-    const absl::Duration timeout = std::max(deadline - absl::Now(), absl::Milliseconds(1));
+    // Half for the addresses of all members to come, half for the connections: Gloo counts them one after the other.
+    const absl::Duration timeout = std::max((deadline - absl::Now()) / 2, absl::Milliseconds(1));
     const std::unique_ptr<gloo::rendezvous::Store> store = make_store_(timeout, [this] { return closed_.load(); });
     GlooGroupOptions options;
     options.rank = group.rank;

@@ -166,7 +166,7 @@ class Run {
     for (size_t i = 0; i < action.members.size(); ++i) Receive(action, i, transfer.prefix);
     TransportGroup group;
     group.size = static_cast<int>(action.members.size()) + 1;
-    group.route_to = options_.peers[static_cast<size_t>(action.members[0])]->address;
+    group.route_to = RouteTo(action.members);
     transfer.thread = std::thread([this, action, group, transport = transfer.transport] {
       SenderEvent event;
       event.kind = EventKind::kSent;
@@ -175,6 +175,18 @@ class Run {
       shared_->queue.Push(std::move(event));
     });
     transfers_.push_back(std::move(transfer));
+  }
+
+  // A member on another machine where there is one: the local address towards it serves those on this machine as well.
+  std::string RouteTo(const std::vector<int>& members) const {
+    for (const int member : members) {
+      const std::string& address = options_.peers[static_cast<size_t>(member)]->address;
+      if (address.compare(0, 4, "127.") != 0 && address.compare(0, 9, "localhost") != 0 &&
+          address.compare(0, 5, "[::1]") != 0) {
+        return address;
+      }
+    }
+    return options_.peers[static_cast<size_t>(members[0])]->address;
   }
 
   absl::Status Send(WeightTransport& transport, const TransportGroup& group, absl::Time deadline) {
