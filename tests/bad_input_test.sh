@@ -52,6 +52,7 @@ wait %1 || fail "SIGTERM does not end the server with 0"
 echo "== a full disk costs the checkpoint and not the steps; with room again the run is resumed to the same figures"
 mkdir small
 if mount -t tmpfs -o size=96k tmpfs small 2> /dev/null; then
+  trap 'code=$?; umount small 2>/dev/null; pkill -KILL -f "$work" 2>/dev/null; rm -rf "$work"; exit $code' EXIT
   mkdir -p full
   ln -s "$work/small" full/checkpoints
   expect_line "free some or set run_dir elsewhere" "$lockstep" run run.yaml run_dir=full
