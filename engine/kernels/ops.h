@@ -63,11 +63,12 @@ class Ops {
   // d_table[ids[t]] += d_out[t], ascending t. d_table [V, D] FP32 row-major.
   virtual void EmbeddingBackward(std::span<const int32_t> ids, const Tensor& d_out, const Tensor& d_table) = 0;
 
-  // out = store(x * rstd * weight), rstd = 1/sqrt(mean(x^2) + eps). x, out [T, D] (or rows of heads [T*H, E] for q/k
-  // norms); weight [1, D] same dtype; rstd FP32 [T] or null. out may alias x.
+  // out = store(x * rstd * weight), rstd = 1/sqrt(mean(x^2) + eps). weight [1, D] same dtype; x, out [T, n D]: each row
+  // is n groups of D (one, or the heads of q/k norms), each normed on its own; rstd FP32 [T, n] dense or null. out may
+  // alias x.
   virtual void RmsNorm(const Tensor& x, const Tensor& weight, float eps, const Tensor& out, float* rstd) = 0;
-  // d_x = store(gradient [+ d_residual]); d_weight FP32 [1, D] is added to, in a fixed order. d_residual [T, D] may be
-  // null-data; d_x may alias d_out or d_residual.
+  // d_x = store(gradient [+ d_residual]); d_weight FP32 [1, D] is added to, in a fixed order. d_residual [T, n D] may
+  // be null-data; d_x may alias d_out or d_residual.
   virtual void RmsNormBackward(const Tensor& d_out, const Tensor& x, const Tensor& weight, const float* rstd,
                                const Tensor& d_residual, const Tensor& d_x, const Tensor& d_weight) = 0;
 

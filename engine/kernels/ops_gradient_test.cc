@@ -85,6 +85,20 @@ TEST_P(GradientTest, RmsNorm) {
   ExpectGradient(weight, d_weight, loss, "weight");
 }
 
+TEST_P(GradientTest, RmsNormOfHeads) {
+  const Matrix x(kF32, 4, 30, 1), weight(kF32, 1, 10, 2), d_out(kF32, 4, 30, 3), out(kF32, 4, 30);
+  const Matrix d_x(kF32, 4, 30), d_weight(kF32, 1, 10);
+  std::vector<float> rstd(12);
+  ops_->RmsNorm(x.view, weight.view, 1e-6f, out.view, rstd.data());
+  ops_->RmsNormBackward(d_out.view, x.view, weight.view, rstd.data(), Tensor(), d_x.view, d_weight.view);
+  const auto loss = [&] {
+    ops_->RmsNorm(x.view, weight.view, 1e-6f, out.view, nullptr);
+    return WeightedSum(d_out, out);
+  };
+  ExpectGradient(x, d_x, loss, "x");
+  ExpectGradient(weight, d_weight, loss, "weight");
+}
+
 TEST_P(GradientTest, Linear) {
   const Matrix x(kF32, 5, 7, 1), w(kF32, 19, 7, 2), bias(kF32, 1, 19, 3), d_out(kF32, 5, 19, 4), out(kF32, 5, 19);
   const Matrix d_x(kF32, 5, 7), d_w(kF32, 19, 7), d_bias(kF32, 1, 19);

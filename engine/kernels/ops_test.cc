@@ -91,6 +91,28 @@ TEST_P(OpsTest, RmsNormAndItsBackward) {
   }
 }
 
+TEST_P(OpsTest, RmsNormOfHeadsAndItsBackward) {
+  for (const int64_t t : kTokens) {
+    for (const int64_t e : {6, 16, 20}) {
+      const int64_t heads = 3, d = heads * e;
+      const Matrix x(dtype(), t, d, 1), weight(dtype(), 1, e, 2), d_out(dtype(), t, d, 3);
+      std::vector<float> rstd(static_cast<size_t>(t * heads) + 1);
+      const Matrix unused(dtype(), t, d);
+      reference_->RmsNorm(x.view, weight.view, 1e-6f, unused.view, rstd.data());
+      Check(
+          [&](Ops& ops) -> Outputs {
+            const Matrix out(dtype(), t, d), d_x(dtype(), t, d), d_weight(DType::kF32, 1, e, 5);
+            std::vector<float> own_rstd(static_cast<size_t>(t * heads));
+            ops.RmsNorm(x.view, weight.view, 1e-6f, out.view, own_rstd.data());
+            ops.RmsNormBackward(d_out.view, x.view, weight.view, rstd.data(), Tensor(), d_x.view, d_weight.view);
+            return {Take(out), {DType::kF32, own_rstd}, Take(d_x), Take(d_weight)};
+          },
+          static_cast<double>(2 * (heads * t + e) + 16), At(t, e),
+          Largest(rstd) * Largest(weight.Read()) * Largest(d_out.Read()));
+    }
+  }
+}
+
 TEST_P(OpsTest, RmsNormMayWriteOverItsInputAndItsGradientOverTheResidual) {
   const int64_t t = 33, d = 100;
   const Matrix weight(dtype(), 1, d, 2), d_out(dtype(), t, d, 3), x(dtype(), t, d, 1);

@@ -57,6 +57,12 @@ void Decoder::Impl::CarveTraining(const ModelConfig& config, DType dtype, int64_
       kept = t.layers.front();
     } else {
       kept.qkv = carver.Take(dtype, T, config.qkv_rows());
+      kept.qk = kept.qkv;
+      if (config.qk_norm) {
+        kept.qk = carver.Take(dtype, T, query_cols + config.num_kv_heads * config.head_dim);
+        kept.q_rstd = carver.Take(DType::kF32, T, config.num_heads).As<float>();
+        kept.k_rstd = carver.Take(DType::kF32, T, config.num_kv_heads).As<float>();
+      }
       kept.attention = carver.Take(dtype, T, query_cols);
       kept.lse = carver.Take(DType::kF32, T, config.num_heads);
       kept.middle = carver.Take(dtype, T, D);
@@ -115,13 +121,20 @@ void Decoder::Impl::BackwardLayer(const Weights& weights, int64_t layer, std::sp
                        gradient(at.post_norm));
 
   // x += o(attention(rope(q), rope(k), v))
-  const QkvViews qkv = SplitQkv(t.qkv), d_qkv = SplitQkv(training.d_qkv);
+  const QkvViews qkv = AttentionInputs(t), d_qkv = SplitQkv(training.d_qkv);
   ops->LinearBackwardWeight(d_stream, t.attention, gradient(at.o), /*d_bias=*/{});
   ops->LinearBackwardInput(d_stream, w.o, training.d_attention, /*accumulate=*/false);
   ops->AttentionPackedBackward(attention_shape, training.d_attention, qkv.q, qkv.k, qkv.v, t.attention, t.lse,
                                cu_seqlens, d_qkv.q, d_qkv.k, d_qkv.v);
   ops->Rope(d_qkv.q, config.num_heads, E, positions, RopeTable(), /*backward=*/true);
   ops->Rope(d_qkv.k, config.num_kv_heads, E, positions, RopeTable(), /*backward=*/true);
+  if (config.qk_norm) {
+    const QkvViews projected = SplitQkv(t.qkv);
+    ops->RmsNormBackward(d_qkv.q, projected.q, Vector(w.q_norm, E), t.q_rstd, /*d_residual=*/{}, d_qkv.q,
+                         gradient(at.q_norm));
+    ops->RmsNormBackward(d_qkv.k, projected.k, Vector(w.k_norm, E), t.k_rstd, /*d_residual=*/{}, d_qkv.k,
+                         gradient(at.k_norm));
+  }
   ops->RmsNorm(t.input, Vector(w.input_norm, D), config.rms_norm_eps, t.normed, t.input_rstd);
   ops->LinearBackwardWeight(training.d_qkv, t.normed, gradient(at.qkv), gradient(at.qkv_bias));
   ops->LinearBackwardInput(training.d_qkv, w.qkv, d_normed, /*accumulate=*/false);

@@ -12,7 +12,8 @@ namespace {
 using testing::Golden;
 using testing::LoadGolden;
 
-const char* const kCases[] = {"qwen2_tied", "qwen2_untied_gqa7", "llama_untied", "llama_tied"};
+const char* const kCases[] = {"qwen2_tied", "qwen2_untied_gqa7", "qwen2_gqa1", "llama_untied",
+                              "llama_tied", "llama3_rope",       "qwen3_tied", "qwen3_untied_gqa7"};
 
 struct Backend {
   const char* name;

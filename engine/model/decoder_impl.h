@@ -40,7 +40,8 @@ class Carver {
 // for one layer at a time); the second group is scratch that the backward pass computes again, since it is cheap.
 struct LayerTensors {
   Tensor input;                 // [T, D] residual stream
-  Tensor qkv;                   // [T, (H + 2G) E], rotated
+  Tensor qkv;                   // [T, (H + 2G) E]; q and k rotated where qk is not a tensor of its own
+  Tensor qk;                    // [T, (H + G) E] q and k normed and rotated; without q/k norms a view of qkv
   Tensor attention;             // [T, H E]
   Tensor lse;                   // [T, H] FP32, packed only
   Tensor middle;                // [T, D] residual stream after attention
@@ -48,12 +49,14 @@ struct LayerTensors {
   Tensor output;                // [T, D] residual stream
   float* input_rstd = nullptr;  // [T], packed only
   float* post_rstd = nullptr;   // [T], packed only
+  float* q_rstd = nullptr;      // [T, H] and [T, G], packed with q/k norms only
+  float* k_rstd = nullptr;
 
   Tensor normed;     // [T, D]
   Tensor activated;  // [T, F]
 };
 
-// Column views of a fused [T, (H + 2G) E] tensor.
+// Column views of a fused [T, (H + 2G) E] tensor (q and k possibly of another).
 struct QkvViews {
   Tensor q, k, v;
 };
@@ -75,6 +78,8 @@ struct Decoder::Impl {
                      GradientArena gradients);
 
   QkvViews SplitQkv(const Tensor& qkv) const;
+  // What attention sees: q and k of tensors.qk, v of tensors.qkv.
+  QkvViews AttentionInputs(const LayerTensors& tensors) const;
   Tensor RopeTable() const;
   // [1, cols] view of a norm weight or bias; null-data when the buffer is empty.
   Tensor Vector(const Buffer& buffer, int64_t cols) const;

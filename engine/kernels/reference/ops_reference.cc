@@ -51,27 +51,33 @@ class ReferenceOps : public Ops {
   }
 
   void RmsNorm(const Tensor& x, const Tensor& weight, float eps, const Tensor& out, float* rstd) override {
+    const int64_t d = weight.cols, groups = x.cols / d;
     for (int64_t t = 0; t < x.rows; ++t) {
-      double squares = 0;
-      for (int64_t i = 0; i < x.cols; ++i) squares += Get(x, t, i) * Get(x, t, i);
-      const double r = 1 / std::sqrt(squares / static_cast<double>(x.cols) + static_cast<double>(eps));
-      if (rstd != nullptr) rstd[t] = static_cast<float>(r);
-      for (int64_t i = 0; i < x.cols; ++i) Set(out, t, i, Get(x, t, i) * r * Get(weight, 0, i));
+      for (int64_t begin = 0; begin < x.cols; begin += d) {
+        double squares = 0;
+        for (int64_t i = begin; i < begin + d; ++i) squares += Get(x, t, i) * Get(x, t, i);
+        const double r = 1 / std::sqrt(squares / static_cast<double>(d) + static_cast<double>(eps));
+        if (rstd != nullptr) rstd[t * groups + begin / d] = static_cast<float>(r);
+        for (int64_t i = begin; i < begin + d; ++i) Set(out, t, i, Get(x, t, i) * r * Get(weight, 0, i - begin));
+      }
     }
   }
 
   void RmsNormBackward(const Tensor& d_out, const Tensor& x, const Tensor& weight, const float* rstd,
                        const Tensor& d_residual, const Tensor& d_x, const Tensor& d_weight) override {
+    const int64_t d = weight.cols, groups = x.cols / d;
     for (int64_t t = 0; t < x.rows; ++t) {
-      const double r = static_cast<double>(rstd[t]);
-      double dot = 0;
-      for (int64_t i = 0; i < x.cols; ++i) dot += Get(weight, 0, i) * Get(d_out, t, i) * Get(x, t, i);
-      for (int64_t i = 0; i < x.cols; ++i) {
-        const double g = Get(d_out, t, i), v = Get(x, t, i);
-        Add(d_weight, 0, i, g * v * r);
-        double result = r * (Get(weight, 0, i) * g - v * r * r / static_cast<double>(x.cols) * dot);
-        if (d_residual.data != nullptr) result += Get(d_residual, t, i);
-        Set(d_x, t, i, result);
+      for (int64_t begin = 0; begin < x.cols; begin += d) {
+        const double r = static_cast<double>(rstd[t * groups + begin / d]);
+        double dot = 0;
+        for (int64_t i = begin; i < begin + d; ++i) dot += Get(weight, 0, i - begin) * Get(d_out, t, i) * Get(x, t, i);
+        for (int64_t i = begin; i < begin + d; ++i) {
+          const double g = Get(d_out, t, i), v = Get(x, t, i);
+          Add(d_weight, 0, i - begin, g * v * r);
+          double result = r * (Get(weight, 0, i - begin) * g - v * r * r / static_cast<double>(d) * dot);
+          if (d_residual.data != nullptr) result += Get(d_residual, t, i);
+          Set(d_x, t, i, result);
+        }
       }
     }
   }
