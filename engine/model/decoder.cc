@@ -110,6 +110,10 @@ void Decoder::Impl::RunLayer(const LayerWeights& weights, const LayerTensors& te
   ops->Linear(t.attention, weights.o, /*bias=*/{}, /*residual=*/t.input, t.middle);
 
   ops->RmsNorm(t.middle, Vector(weights.post_norm, D), config.rms_norm_eps, t.normed, t.post_rstd);
+  if (!weights.experts.empty()) {
+    RunExperts(weights, t, extent);
+    return;
+  }
   ops->Linear(t.normed, weights.gate_up, /*bias=*/{}, /*residual=*/{}, t.gate_up);
   if (extent == LayerExtent::kThroughGateUp) return;
   ops->SwiGlu(t.gate_up, t.activated);
@@ -143,8 +147,14 @@ void Decoder::ForwardPaged(const Weights& weights, const PagedBatch& batch, cons
     t.qkv = carver.Take(m.dtype, T, config.qkv_rows());
     t.qk = t.qkv;  // its first columns: nothing needs q and k as they were before their norms
     t.attention = carver.Take(m.dtype, T, config.num_heads * config.head_dim);
+    const size_t shared = carver.Mark();  // a layer has the one or the other
     t.gate_up = carver.Take(m.dtype, T, 2 * config.intermediate_size);
     t.activated = carver.Take(m.dtype, T, config.intermediate_size);
+    if (config.num_experts == 0) return carver.bytes();
+    carver.Rewind(shared);
+    Impl::CarveExperts(config, m.dtype, T, carver, t.experts);
+    t.experts.rows = carver.Take(m.dtype, T * config.experts_per_token, D);
+    t.experts.activated = carver.Take(m.dtype, T * config.experts_per_token, config.moe_intermediate_size);
     return carver.bytes();
   };
   Reserve(m.paged_block, carve(Carver(nullptr)));

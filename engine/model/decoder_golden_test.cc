@@ -12,8 +12,13 @@ namespace {
 using testing::Golden;
 using testing::LoadGolden;
 
-const char* const kCases[] = {"qwen2_tied", "qwen2_untied_gqa7", "qwen2_gqa1", "llama_untied",
-                              "llama_tied", "llama3_rope",       "qwen3_tied", "qwen3_untied_gqa7"};
+const char* const kCases[] = {"qwen2_tied",    "qwen2_untied_gqa7", "qwen2_gqa1",     "llama_untied",
+                              "llama_tied",    "llama3_rope",       "qwen3_tied",     "qwen3_untied_gqa7",
+                              "moe_4_experts", "moe_60_experts",    "moe_sparse_step"};
+
+// In 16 bits a router's choice between two almost equal experts may fall otherwise than in FP32: then a whole row is
+// another one, and no rounding bound holds. moe_sparse_step takes all of its experts.
+bool ChoosesExperts(const Golden& golden) { return golden.config.num_experts > golden.config.experts_per_token; }
 
 struct Backend {
   const char* name;
@@ -95,6 +100,7 @@ TEST(DecoderGolden, Fp16AndBf16StayWithinTheirRoundingOfPyTorch) {
   const std::pair<DType, double> dtypes[] = {{DType::kF16, std::ldexp(1, -11)}, {DType::kBF16, std::ldexp(1, -8)}};
   for (const char* name : kCases) {
     const Golden golden = LoadGolden(name);
+    if (ChoosesExperts(golden)) continue;
     const double roundings = 9.0 * golden.config.num_layers + 2;
     double largest = 0;
     for (float log_prob : golden.log_prob) largest = std::max<double>(largest, std::fabs(log_prob));
@@ -122,6 +128,7 @@ TEST(DecoderGolden, Bf16ErrorIsAboutEightTimesFp16Error) {
   const std::unique_ptr<Ops> ops = MakeCpuOps(Numerics::kMatched, 1);
   for (const char* name : kCases) {
     const Golden golden = LoadGolden(name);
+    if (ChoosesExperts(golden)) continue;
     for (int i = 0; i < 2; ++i) {
       const Result result = RunGolden(golden, i == 0 ? DType::kF16 : DType::kBF16, ops.get());
       for (size_t j = 0; j < result.log_prob.size(); ++j) {
@@ -139,6 +146,7 @@ TEST(DecoderGradient, MatchesFiniteDifferencesInFp32AlongEveryParameter) {
   ModelConfig config = testing::SmallConfig();
   config.num_layers = 2;
   config.tie_word_embeddings = false;
+  config.qk_norm = true;
   const ParamLayout layout(config);
   const PackedBatch batch = testing::TestBatch(config, {7, 1, 12}, 1);
   const std::unique_ptr<Ops> ops = MakeCpuOps(Numerics::kMatched, 1);

@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kMaxHeadDim = 256;       // attention keeps one head's row in registers and stack
 constexpr int64_t kMaxExtent = 1 << 24;    // any single extent: keeps products far inside int64
 constexpr int64_t kMaxParams = 1LL << 40;  // elements of the arena
-constexpr int64_t kMaxTensors = 1 << 18;   // layers times experts: a layout is a few hundred bytes for each
+constexpr int64_t kMaxTensors = 1 << 16;   // layers times experts: a layout is a few hundred bytes for each
 constexpr int64_t kMaxExperts = 4096;
 constexpr int64_t kMaxExpertsPerToken = 64;
 

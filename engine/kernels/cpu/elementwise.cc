@@ -5,27 +5,13 @@
 #include <cstring>
 
 #include "engine/base/check.h"
+#include "engine/kernels/cpu/for_rows.h"
 #include "engine/kernels/cpu/vector_math.h"
 
 namespace lockstep::cpu {
 namespace {
 
-// Below this many elements a barrier costs more than the work.
-constexpr int64_t kSerialElements = 4096;
 constexpr int64_t kNormSlices = 64;
-
-// body(begin, end) over [0, rows), split over threads when there is enough work.
-template <typename Body>
-void ForRows(CpuContext& context, int64_t rows, int64_t row_elements, const Body& body) {
-  if (rows * row_elements <= kSerialElements) {
-    body(0, rows);
-    return;
-  }
-  context.pool.Run([&](int thread, int threads) {
-    const auto [begin, end] = StaticSplit(rows, 1, thread, threads);
-    body(begin, end);
-  });
-}
 
 }  // namespace
 
