@@ -147,11 +147,9 @@ absl::Status LoadInitialWeights(const LearnerSetup& setup, Trainer& trainer) {
     InitializeArena(setup.model, setup.config.seed(), kInitialStd, trainer.arena());
     LogInfo(path, " has no weights: starting from random ones, seed ", setup.config.seed());
   } else {
-    const auto dtype = DTypeOf(setup.config.learner().dtype(), "learner.dtype");
-    if (!dtype.ok()) return dtype.status();
     LoadOptions load;
-    load.dtype = *dtype;  // the FP32 master weights must fit in the type that they are rounded to
-    load.clamp = *dtype == DType::kF16 && setup.config.model().clamp_fp16();
+    load.dtype = setup.learner_dtype;  // the FP32 master weights must fit in the type that they are rounded to
+    load.clamp = setup.learner_dtype == DType::kF16 && setup.config.model().clamp_fp16();
     load.progress = LogLoadProgress(path);
     if (absl::Status status = LoadHfArena(path, setup.model, trainer.arena(), load); !status.ok()) return status;
   }
