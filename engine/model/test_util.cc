@@ -94,7 +94,7 @@ Golden LoadGolden(const std::string& name) {
   std::ifstream file("engine/model/testdata/" + name + ".golden", std::ios::binary);
   LOCKSTEP_CHECK(file.good(), "golden is not there");
   Reader reader(std::string(std::istreambuf_iterator<char>(file), {}));
-  LOCKSTEP_CHECK(reader.Take<uint32_t>(1)[0] == 0x4447534Cu, "not a golden");  // "LSG2"
+  LOCKSTEP_CHECK(reader.Take<uint32_t>(1)[0] == 0x3247534Cu, "not a golden");  // "LSG2"
   const std::vector<int32_t> ints = reader.Take<int32_t>(13);
   const std::vector<int32_t> parts = reader.Take<int32_t>(8);
   const std::vector<float> floats = reader.Take<float>(6);

@@ -48,7 +48,7 @@ struct ModelFamily {
   // What transformers takes when config.json is silent.
   int64_t default_head_dim = 0;  // 0: hidden_size / num_attention_heads
   int64_t default_max_positions = 0;
-  TensorNames names;
+  TensorNames names = {};
 };
 
 // Null when there is no such family.
