@@ -55,14 +55,14 @@ double MaxDifference(const std::vector<float>& a, const std::vector<float>& b) {
   return worst;
 }
 
-// |ours - golden| / |golden| of one parameter, Euclidean.
+// |ours - golden| / |golden| of one parameter, Euclidean; of one that is zero (an expert that no token chose) |ours|.
 double RelativeError(const float* ours, const float* golden, int64_t size) {
   double difference = 0, norm = 0;
   for (int64_t i = 0; i < size; ++i) {
     difference += (static_cast<double>(ours[i]) - golden[i]) * (static_cast<double>(ours[i]) - golden[i]);
     norm += static_cast<double>(golden[i]) * golden[i];
   }
-  return std::sqrt(difference / norm);
+  return std::sqrt(norm > 0 ? difference / norm : difference);
 }
 
 TEST(DecoderGolden, Fp32AgreesWithPyTorchOnEveryLogProbAndParameterGradient) {

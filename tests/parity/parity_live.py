@@ -59,7 +59,7 @@ NEW_TOKENS = 64
 
 def make_model(family, shape):
     config = getattr(transformers, family + "Config")(**COMMON, **shape)
-    config._attn_implementation = "eager"
+    config._attn_implementation = config._experts_implementation = "eager"
     torch.manual_seed(11)
     model = getattr(transformers, family + "ForCausalLM")(config).float().eval()
     with torch.no_grad():
@@ -140,15 +140,16 @@ def run_case(binary, name, checks):
     truth = [model(ids[None]).logits[0] for ids in sequences]
     true_log_probs = log_probs(truth, sequences)
     true_log_probs.sum().backward()
+    gradients = [(tensor, gradient.clone()) for tensor, gradient in tensor_gradients(model)]  # .to() would round them
     truth = [z.detach() for z in truth]
-    greedy = [model.generate(ids[None], max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False,
-                             pad_token_id=0)[0, len(ids):] for ids in sequences]
+    greedy = [model.generate(ids[None], attention_mask=torch.ones_like(ids[None]), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)[0, len(ids):] for ids in sequences]
     theirs = {}
     for dtype in (torch.float16, torch.bfloat16):
         with torch.no_grad():
             model.to(dtype)
             theirs[dtype] = errors([model(ids[None]).logits[0] for ids in sequences], truth)
     model.float()
+    true_log_probs = true_log_probs.detach()
     with tempfile.TemporaryDirectory() as scratch:
         folder = f"{scratch}/model"
         model.save_pretrained(folder)
@@ -166,7 +167,7 @@ def run_case(binary, name, checks):
                                      ((ours - true_log_probs).abs() / true_log_probs.abs().clamp(min=1)).max().item(),
                                      1e-4))
             rest, worst = rest[len(true_log_probs):], 0.0
-            for _, gradient in tensor_gradients(model):
+            for _, gradient in gradients:
                 mine, rest = rest[:gradient.numel()].reshape(gradient.shape), rest[gradient.numel():]
                 norm = gradient.norm().item()
                 worst = max(worst, (mine - gradient).norm().item() / norm if norm > 0 else mine.norm().item())
