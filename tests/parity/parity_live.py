@@ -183,6 +183,8 @@ def run_case(binary, name, checks):
                 own = errors([logits], truth)
                 which = 1 if family == "Qwen3Moe" else 0
                 line.append(checks.below(text, own[which], theirs[dtype][which]) + f" (theirs {theirs[dtype][which]:.1e})")
+                if which == 1:
+                    line[-1] += f" over all rows {own[0]:.1e} ({theirs[dtype][0]:.1e})"
             print(f"{name} {numerics}: " + ", ".join(line), flush=True)
             back = type(model).from_pretrained(export)
             state = back.state_dict()
