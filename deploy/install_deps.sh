@@ -14,6 +14,8 @@ packages=(
   prometheus-cpp-dev prometheus
   # tests and benchmarks
   libgtest-dev libgmock-dev libbenchmark-dev
+  # fuzzing (tests/fuzz/run.sh)
+  clang libclang-rt-14-dev
   # what the scripts call
   curl jq procps
 )

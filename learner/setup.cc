@@ -146,8 +146,12 @@ absl::Status LoadInitialWeights(const LearnerSetup& setup, Trainer& trainer) {
   if (!has_weights && setup.mode == LearnerMode::kPretrain) {
     InitializeArena(setup.model, setup.config.seed(), kInitialStd, trainer.arena());
     LogInfo(path, " has no weights: starting from random ones, seed ", setup.config.seed());
-  } else if (absl::Status status = LoadHfArena(path, setup.model, trainer.arena()); !status.ok()) {
-    return status;
+  } else {
+    LoadOptions load;
+    load.dtype = setup.learner_dtype;  // the FP32 master weights must fit in the type that they are rounded to
+    load.clamp = setup.learner_dtype == DType::kF16 && setup.config.model().clamp_fp16();
+    load.progress = LogLoadProgress(path);
+    if (absl::Status status = LoadHfArena(path, setup.model, trainer.arena(), load); !status.ok()) return status;
   }
   trainer.RefreshWeights();
   return absl::OkStatus();

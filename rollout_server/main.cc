@@ -59,7 +59,10 @@ absl::StatusOr<std::unique_ptr<RolloutServer>> StartFromFlags(StopSignal* stop) 
   const v1::RolloutConfig& rollout = config->rollout();
   const absl::StatusOr<DType> dtype = ParseDType(rollout.dtype());
   if (!dtype.ok()) return dtype.status();
-  absl::StatusOr<std::shared_ptr<Weights>> weights = LoadHfWeights(config->model().path(), *dtype);
+  LoadOptions load;
+  load.clamp = *dtype == DType::kF16 && config->model().clamp_fp16();
+  load.progress = LogLoadProgress(config->model().path());
+  absl::StatusOr<std::shared_ptr<Weights>> weights = LoadHfWeights(config->model().path(), *dtype, load);
   if (!weights.ok()) return weights.status();
   const ModelConfig& model = (*weights)->config;
   const int64_t longest =

@@ -8,6 +8,7 @@
 #include "engine/base/json.h"
 #include "engine/base/process.h"
 #include "engine/checkpoint/hf_folder.h"
+#include "engine/model/families/families.h"
 
 namespace lockstep {
 namespace {
@@ -17,6 +18,7 @@ using nlohmann::json;
 constexpr int64_t kMaxConfigBytes = 1 << 20;
 constexpr int64_t kMaxExtent = int64_t{1} << 32;  // ModelConfig::Validate has the exact limits
 constexpr size_t kMaxEosIds = 64;
+constexpr size_t kMaxDenseLayers = 1024;
 
 absl::Status Bad(const std::string& path, const std::string& message) {
   return absl::InvalidArgumentError(absl::StrCat(path, ": ", message));
@@ -28,9 +30,9 @@ absl::Status ReadArchitecture(const json& root, const std::string& path, ModelCo
     return Bad(path, "architectures is " + PrintableJson(list) + ", must be an array of one name");
   }
   config->architecture = list[0].get<std::string>();
-  if (config->architecture != "Qwen2ForCausalLM" && config->architecture != "LlamaForCausalLM") {
+  if (FindFamily(config->architecture) == nullptr) {
     return Bad(path, "architecture \"" + Printable(config->architecture) +
-                         "\" is not supported; these are: LlamaForCausalLM, Qwen2ForCausalLM");
+                         "\" is not supported; these are: " + SupportedArchitectures());
   }
   return absl::OkStatus();
 }
@@ -46,9 +48,6 @@ absl::Status RefuseUnsupported(const json& root, const std::string& path) {
     if (!set.ok()) return set.status();
     if (*set) return Bad(path, absl::StrCat(key, " is true, which is not supported; take a model without it"));
   }
-  const auto rotary = JsonNumber(root, "partial_rotary_factor", 1, path);
-  if (!rotary.ok()) return rotary.status();
-  if (*rotary != 1) return Bad(path, absl::StrCat("partial_rotary_factor is ", *rotary, ", only 1 is supported"));
   if (const json quantized = root.value("quantization_config", json()); !quantized.is_null()) {
     return Bad(path, "quantization_config is set; quantized weights are not supported, take the fp16 or bf16 model");
   }
@@ -63,10 +62,37 @@ absl::Status RefuseUnsupported(const json& root, const std::string& path) {
   return absl::OkStatus();
 }
 
-// rope_theta stands at the top (transformers 4) or in rope_parameters (transformers 5).
+absl::Status RequireFullRotary(const json& object, const std::string& path) {
+  const auto rotary = JsonNumber(object, "partial_rotary_factor", 1, path);
+  if (!rotary.ok()) return rotary.status();
+  if (*rotary != 1) return Bad(path, absl::StrCat("partial_rotary_factor is ", *rotary, ", only 1 is supported"));
+  return absl::OkStatus();
+}
+
+// The parameters of rope_type "llama3", all of them required.
+absl::Status ReadLlama3Scaling(const json& rope, const std::string& path, RopeScaling* scaling) {
+  const std::pair<const char*, float*> numbers[] = {{"factor", &scaling->factor},
+                                                    {"low_freq_factor", &scaling->low_freq_factor},
+                                                    {"high_freq_factor", &scaling->high_freq_factor}};
+  for (const auto& [key, value] : numbers) {
+    const auto number = JsonNumber(rope, key, -1, path);
+    if (!number.ok()) return number.status();
+    if (*number == -1) return Bad(path, absl::StrCat(key, " is missing in the llama3 rope parameters"));
+    *value = static_cast<float>(*number);
+  }
+  const auto context = JsonInt(rope, "original_max_position_embeddings", 0, 1, kMaxExtent, path);
+  if (!context.ok()) return context.status();
+  if (*context == 0) return Bad(path, "original_max_position_embeddings is missing in the llama3 rope parameters");
+  scaling->original_max_positions = *context;
+  scaling->llama3 = true;
+  return absl::OkStatus();
+}
+
+// rope_theta stands at the top and the scaling in rope_scaling (transformers 4), or both in rope_parameters (5).
 absl::Status ReadRope(const json& root, const std::string& path, ModelConfig* config) {
   auto theta = JsonNumber(root, "rope_theta", 10000, path);
   if (!theta.ok()) return theta.status();
+  if (absl::Status status = RequireFullRotary(root, path); !status.ok()) return status;
   for (const char* key : {"rope_scaling", "rope_parameters"}) {
     const json rope = root.value(key, json());
     if (rope.is_null()) continue;
@@ -75,14 +101,56 @@ absl::Status ReadRope(const json& root, const std::string& path, ModelConfig* co
     const auto old_name = JsonString(rope, "type", "default", path);
     const auto type = JsonString(rope, "rope_type", old_name.ok() ? *old_name : "default", path);
     if (!type.ok()) return type.status();
-    if (*type != "default") {
+    if (*type == "llama3") {
+      if (absl::Status status = ReadLlama3Scaling(rope, path, &config->rope_scaling); !status.ok()) return status;
+    } else if (*type != "default") {
       return Bad(path, absl::StrCat(key, " of type \"", Printable(*type),
-                                    "\" is not supported; only models with plain RoPE (null or default) are"));
+                                    "\" is not supported; default and llama3 are. A model that works without it up to "
+                                    "a shorter context runs with ",
+                                    key, " null"));
     }
+    if (absl::Status status = RequireFullRotary(rope, path); !status.ok()) return status;
     theta = JsonNumber(rope, "rope_theta", *theta, path);
     if (!theta.ok()) return theta.status();
   }
   config->rope_theta = static_cast<float>(*theta);
+  return absl::OkStatus();
+}
+
+// The experts of a mixture. transformers 4 writes num_experts, 5 num_local_experts.
+absl::Status ReadExperts(const json& root, const std::string& path, ModelConfig* config) {
+  const auto old_count = JsonInt(root, "num_experts", 0, 0, kMaxExtent, path);
+  const auto count = JsonInt(root, "num_local_experts", old_count.ok() ? *old_count : 0, 0, kMaxExtent, path);
+  const auto chosen = JsonInt(root, "num_experts_per_tok", 8, 1, kMaxExtent, path);
+  const auto width = JsonInt(root, "moe_intermediate_size", 768, 1, kMaxExtent, path);
+  const auto step = JsonInt(root, "decoder_sparse_step", 1, 1, kMaxExtent, path);
+  const auto normalize = JsonBool(root, "norm_topk_prob", false, path);
+  for (const absl::Status& status :
+       {old_count.status(), count.status(), chosen.status(), width.status(), step.status(), normalize.status()}) {
+    if (!status.ok()) return status;
+  }
+  if (*count == 0) return Bad(path, "num_experts is missing or 0, which a mixture of experts cannot have");
+  if (*old_count != 0 && *old_count != *count) {
+    return Bad(path, absl::StrCat("num_experts is ", *old_count, " and num_local_experts is ", *count,
+                                  ", which are one number"));
+  }
+  config->num_experts = *count;
+  config->experts_per_token = *chosen;
+  config->moe_intermediate_size = *width;
+  config->decoder_sparse_step = *step;
+  config->norm_topk_prob = *normalize;
+  const json dense = root.value("mlp_only_layers", json());
+  if (dense.is_null()) return absl::OkStatus();
+  if (!dense.is_array() || dense.size() > kMaxDenseLayers) {
+    return Bad(path, absl::StrCat("mlp_only_layers is ", PrintableJson(dense), ", must be an array of at most ",
+                                  kMaxDenseLayers, " layer numbers"));
+  }
+  for (const json& layer : dense) {
+    if (!layer.is_number_unsigned() || layer.get<uint64_t>() > INT32_MAX) {
+      return Bad(path, "mlp_only_layers has " + PrintableJson(layer) + ", must have layer numbers");
+    }
+    config->mlp_only_layers.push_back(layer.get<int32_t>());
+  }
   return absl::OkStatus();
 }
 
@@ -127,7 +195,7 @@ absl::StatusOr<ModelConfig> ParseHfConfig(std::string_view text, const std::stri
   if (absl::Status status = RefuseUnsupported(*root, path); !status.ok()) return status;
   if (absl::Status status = ReadRope(*root, path, &config); !status.ok()) return status;
   if (absl::Status status = ReadEos(*root, path, &config); !status.ok()) return status;
-  const bool qwen2 = config.architecture == "Qwen2ForCausalLM";
+  const ModelFamily& family = *FindFamily(config.architecture);
   struct Field {
     const char* key;
     int64_t* value;
@@ -138,7 +206,7 @@ absl::StatusOr<ModelConfig> ParseHfConfig(std::string_view text, const std::stri
                           {"num_hidden_layers", &config.num_layers, 0},
                           {"num_attention_heads", &config.num_heads, 0},
                           {"intermediate_size", &config.intermediate_size, 0},
-                          {"max_position_embeddings", &config.max_position_embeddings, qwen2 ? 32768 : 2048}};
+                          {"max_position_embeddings", &config.max_position_embeddings, family.default_max_positions}};
   for (const Field& field : fields) {
     const auto value = JsonInt(*root, field.key, field.fallback, 1, kMaxExtent, path);
     if (!value.ok()) return value.status();
@@ -146,7 +214,7 @@ absl::StatusOr<ModelConfig> ParseHfConfig(std::string_view text, const std::stri
     *field.value = *value;
   }
   const auto kv_heads = JsonInt(*root, "num_key_value_heads", config.num_heads, 1, kMaxExtent, path);
-  const auto head_dim = JsonInt(*root, "head_dim", 0, 1, kMaxExtent, path);
+  const auto head_dim = JsonInt(*root, "head_dim", family.default_head_dim, 1, kMaxExtent, path);
   const auto bos = JsonInt(*root, "bos_token_id", -1, 0, INT32_MAX, path);
   const auto eps = JsonNumber(*root, "rms_norm_eps", 1e-6, path);
   const auto tied = JsonBool(*root, "tie_word_embeddings", false, path);
@@ -162,7 +230,11 @@ absl::StatusOr<ModelConfig> ParseHfConfig(std::string_view text, const std::stri
   config.bos_token_id = static_cast<int32_t>(*bos);
   config.rms_norm_eps = static_cast<float>(*eps);
   config.tie_word_embeddings = *tied;
-  config.qkv_bias = qwen2;
+  config.qkv_bias = family.qkv_bias;
+  config.qk_norm = family.qk_norm;
+  if (family.experts) {
+    if (absl::Status status = ReadExperts(*root, path, &config); !status.ok()) return status;
+  }
   if (absl::Status status = config.Validate(); !status.ok()) {
     return Bad(path, std::string(status.message()));
   }
@@ -189,10 +261,10 @@ absl::StatusOr<ModelConfig> ReadHfConfig(const std::string& dir) {
 }
 
 std::string HfConfigJson(const ModelConfig& config, DType dtype) {
-  const bool qwen2 = config.architecture == "Qwen2ForCausalLM";
+  const ModelFamily* family = FindFamily(config.architecture);
   nlohmann::ordered_json root;
   root["architectures"] = {config.architecture};
-  root["model_type"] = qwen2 ? "qwen2" : "llama";
+  root["model_type"] = family != nullptr ? family->model_type : "";
   root["attention_dropout"] = 0.0;
   root["bos_token_id"] = config.bos_token_id >= 0 ? json(config.bos_token_id) : json();
   if (config.eos_token_ids.size() == 1) {
@@ -211,18 +283,35 @@ std::string HfConfigJson(const ModelConfig& config, DType dtype) {
   root["num_key_value_heads"] = config.num_kv_heads;
   root["rms_norm_eps"] = Shortest(config.rms_norm_eps);
   root["rope_scaling"] = nullptr;
+  if (const RopeScaling& scaling = config.rope_scaling; scaling.llama3) {
+    root["rope_scaling"] = {{"factor", Shortest(scaling.factor)},
+                            {"high_freq_factor", Shortest(scaling.high_freq_factor)},
+                            {"low_freq_factor", Shortest(scaling.low_freq_factor)},
+                            {"original_max_position_embeddings", scaling.original_max_positions},
+                            {"rope_type", "llama3"}};
+  }
   root["rope_theta"] = Shortest(config.rope_theta);
   root["tie_word_embeddings"] = config.tie_word_embeddings;
   root["torch_dtype"] = dtype == DType::kF32 ? "float32" : dtype == DType::kF16 ? "float16" : "bfloat16";
   root["use_cache"] = true;
   root["vocab_size"] = config.vocab_size;
-  if (qwen2) {
+  if (config.num_experts > 0) {
+    root["decoder_sparse_step"] = config.decoder_sparse_step;
+    root["mlp_only_layers"] = config.mlp_only_layers;
+    root["moe_intermediate_size"] = config.moe_intermediate_size;
+    root["norm_topk_prob"] = config.norm_topk_prob;
+    root["num_experts"] = config.num_experts;
+    root["num_experts_per_tok"] = config.experts_per_token;
+    root["output_router_logits"] = false;
+  }
+  // Written out, because the families differ in what they take when it is absent.
+  if (!config.qkv_bias) root["attention_bias"] = false;
+  if (config.architecture == "LlamaForCausalLM") {
+    root["mlp_bias"] = false;
+  } else {
     root["use_sliding_window"] = false;
     root["sliding_window"] = nullptr;
     root["max_window_layers"] = config.num_layers;
-  } else {
-    root["attention_bias"] = false;
-    root["mlp_bias"] = false;
   }
   return root.dump(2) + "\n";
 }

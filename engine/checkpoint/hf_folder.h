@@ -3,6 +3,8 @@
 #ifndef LOCKSTEP_ENGINE_CHECKPOINT_HF_FOLDER_H_
 #define LOCKSTEP_ENGINE_CHECKPOINT_HF_FOLDER_H_
 
+#include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -21,21 +23,41 @@ absl::StatusOr<ModelConfig> ParseHfConfig(std::string_view text, const std::stri
 // config.json's text for a model whose tensors are stored as `dtype`.
 std::string HfConfigJson(const ModelConfig& config, DType dtype);
 
-// Fills the FP32 arena (layout of ParamLayout(config)) from fp16, bf16 or fp32 tensors. Every expected tensor must be
-// there with its shape, and no other (except a lm_head.weight beside tied embeddings, and rotary inv_freq buffers).
-// NaN and infinity are refused by tensor name and count.
-absl::Status LoadHfArena(const std::string& dir, const ModelConfig& config, float* arena);
-// The weights rounded to `dtype`, version 0, epoch 0. For fp16, values beyond +-65504 are refused by tensor name and
-// count. Never holds more than the weights and one block of rows.
-absl::StatusOr<std::shared_ptr<Weights>> LoadHfWeights(const std::string& dir, DType dtype);
+struct LoadOptions {
+  // The type that the values must fit in. (LoadHfWeights takes its own dtype; a learner that trains in fp16 keeps FP32
+  // master weights, whose fp16 copy must be finite.)
+  DType dtype = DType::kF32;
+  // Values beyond the type's largest become the largest, with a warning by tensor name and count. Otherwise they are
+  // refused, by the same name and count. NaN and infinity are refused always.
+  bool clamp = false;
+  int threads = 0;  // 0: as many as the machine has
+  // Parameters loaded so far and in all; called after each block, by one thread at a time.
+  std::function<void(int64_t done, int64_t total)> progress;
+};
+
+// For LoadOptions::progress: a log line every five seconds.
+std::function<void(int64_t, int64_t)> LogLoadProgress(const std::string& dir);
+
+// Fills the FP32 arena (layout of ParamLayout(config)) from fp16, bf16 or fp32 tensors, by memory map and over threads.
+// Every expected tensor must be there with its shape, and no other (except a lm_head.weight beside tied embeddings, and
+// rotary inv_freq buffers). Experts may lie one by one or stacked, [N, 2M, D] and [N, D, M].
+absl::Status LoadHfArena(const std::string& dir, const ModelConfig& config, float* arena,
+                         const LoadOptions& options = {});
+// The weights rounded to `dtype`, version 0, epoch 0. Never holds more than the weights and a block of rows a thread.
+absl::StatusOr<std::shared_ptr<Weights>> LoadHfWeights(const std::string& dir, DType dtype,
+                                                       const LoadOptions& options = {});
+
+// Hugging Face's own limit.
+inline constexpr uint64_t kMaxShardBytes = 5'000'000'000;
 
 // Writes a whole folder: temporary folder beside it, fsync of each file, rename. `dir` must not exist. The tokenizer's
-// files are copied from tokenizer_dir ("" for none).
+// files are copied from tokenizer_dir ("" for none). Tensors of more than max_shard_bytes together go into shards
+// model-00001-of-0000N.safetensors with model.safetensors.index.json; experts always have their own names.
 absl::Status WriteHfFolder(const std::string& dir, const ModelConfig& config, const float* arena, DType dtype,
-                           const std::string& tokenizer_dir);
+                           const std::string& tokenizer_dir, uint64_t max_shard_bytes = kMaxShardBytes);
 // The same files into a folder that exists, without the rename: for a checkpoint that adds its own files first.
 absl::Status WriteHfFiles(const std::string& dir, const ModelConfig& config, const float* arena, DType dtype,
-                          const std::string& tokenizer_dir);
+                          const std::string& tokenizer_dir, uint64_t max_shard_bytes = kMaxShardBytes);
 
 }  // namespace lockstep
 

@@ -8,9 +8,11 @@
 #include <filesystem>
 #include <functional>
 #include <limits>
+#include <set>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_format.h"
 #include "engine/base/json.h"
 #include "engine/base/process.h"
 #include "engine/checkpoint/safetensors.h"
@@ -44,6 +46,15 @@ ModelConfig SmallConfig(const std::string& architecture, bool tied) {
   config.qkv_bias = architecture == "Qwen2ForCausalLM";
   config.tie_word_embeddings = tied;
   config.eos_token_ids = {35};
+  if (architecture == "LlamaForCausalLM") config.rope_scaling = {true, 8.0f, 1.0f, 4.0f, 64};
+  config.qk_norm = architecture.rfind("Qwen3", 0) == 0;
+  if (architecture == "Qwen3MoeForCausalLM") {
+    config.num_experts = 3;
+    config.experts_per_token = 2;
+    config.moe_intermediate_size = 13;
+    config.norm_topk_prob = true;
+    config.mlp_only_layers = {1};
+  }
   return config;
 }
 
@@ -87,7 +98,8 @@ TEST_P(RoundTripTest, ReadsBackWhatWasWrittenRoundedOnce) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, RoundTripTest,
-                         ::testing::Combine(::testing::Values("Qwen2ForCausalLM", "LlamaForCausalLM"),
+                         ::testing::Combine(::testing::Values("Qwen2ForCausalLM", "LlamaForCausalLM",
+                                                              "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
                                             ::testing::Bool(),
                                             ::testing::Values(DType::kF32, DType::kF16, DType::kBF16)));
 
@@ -147,17 +159,37 @@ std::string RefusalWith(const ModelConfig& config, const std::function<void(std:
 
 // Folders written by transformers' save_pretrained; the values follow tests/golden/make_hf_folder_golden.py.
 TEST(HfFolder, ReadsWhatTransformersWrites) {
-  for (const char* name : {"qwen2_fp16", "llama_bf16_sharded"}) {
-    const std::string dir = std::string("engine/checkpoint/testdata/") + name;
+  for (const std::string name :
+       {"qwen2_fp16", "llama_bf16_sharded", "llama31_fp32", "qwen3_moe_bf16", "qwen3_moe_stacked_bf16"}) {
+    SCOPED_TRACE(name);
+    const std::string dir = "engine/checkpoint/testdata/" + name;
     const auto config = ReadHfConfig(dir);
     ASSERT_TRUE(config.ok()) << config.status();
-    const bool qwen2 = config->architecture == "Qwen2ForCausalLM";
+    const bool moe = config->architecture == "Qwen3MoeForCausalLM";
     EXPECT_EQ(config->hidden_size, 16);
     EXPECT_EQ(config->num_kv_heads, 2);
-    EXPECT_EQ(config->rope_theta, qwen2 ? 1000000.0f : 500000.0f);
+    EXPECT_EQ(config->head_dim, moe || name == "llama31_fp32" ? 6 : 4);
+    EXPECT_EQ(config->rope_theta, moe ? 10000.0f : name == "qwen2_fp16" ? 1000000.0f : 500000.0f);
     EXPECT_EQ(config->rms_norm_eps, 1e-5f);
-    EXPECT_EQ(config->tie_word_embeddings, qwen2);
-    EXPECT_EQ(config->eos_token_ids, qwen2 ? std::vector<int32_t>({23}) : std::vector<int32_t>({22, 23}));
+    EXPECT_EQ(config->tie_word_embeddings, name == "qwen2_fp16" || name == "llama31_fp32");
+    EXPECT_EQ(config->eos_token_ids,
+              name == "llama_bf16_sharded" ? std::vector<int32_t>({22, 23}) : std::vector<int32_t>({23}));
+    EXPECT_EQ(config->rope_scaling.llama3, name == "llama31_fp32");
+    EXPECT_EQ(config->qk_norm, moe);
+    if (config->rope_scaling.llama3) {
+      EXPECT_EQ(config->rope_scaling.factor, 8.0f);
+      EXPECT_EQ(config->rope_scaling.low_freq_factor, 1.0f);
+      EXPECT_EQ(config->rope_scaling.high_freq_factor, 4.0f);
+      EXPECT_EQ(config->rope_scaling.original_max_positions, 32);
+    }
+    if (moe) {
+      EXPECT_EQ(config->num_experts, 3);
+      EXPECT_EQ(config->experts_per_token, 2);
+      EXPECT_EQ(config->moe_intermediate_size, 10);
+      EXPECT_TRUE(config->norm_topk_prob);
+      EXPECT_TRUE(config->HasExperts(0));
+      EXPECT_FALSE(config->HasExperts(1));
+    }
     EXPECT_EQ(config->bos_token_id, 1);
     const ParamLayout layout(*config);
     std::vector<float> arena(static_cast<size_t>(layout.total_size));
@@ -168,8 +200,11 @@ TEST(HfFolder, ReadsWhatTransformersWrites) {
       const bool vector = param.kind == ParamSpec::Kind::kVector;
       const float* values = arena.data() + param.offset + tensor.row_begin * (vector ? 1 : param.cols);
       const int64_t count = tensor.shape[0] * (vector ? 1 : tensor.shape[1]);
+      // transformers names an expert's values by the tensor of all experts.
+      const std::string& known_as = tensor.stacked_name.empty() ? tensor.name : tensor.stacked_name;
+      const int64_t first = tensor.stacked_row * param.cols;
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t code = (7 * i + static_cast<int64_t>(tensor.name.size())) % 64 - 32;
+        const int64_t code = (7 * (first + i) + static_cast<int64_t>(known_as.size())) % 64 - 32;
         ASSERT_EQ(values[i], static_cast<float>(code) / 16) << tensor.name << " at " << i;
       }
     }
@@ -206,6 +241,111 @@ TEST(HfFolder, CountsTheValuesThatFp16CannotHold) {
   embed[5] = std::numeric_limits<float>::quiet_NaN();
   embed[6] = -std::numeric_limits<float>::infinity();
   EXPECT_THAT(RefusalWith(config, use), HasSubstr("has 2 values that are NaN or infinite"));
+}
+
+TEST(HfFolder, ClampsWhatFp16CannotHoldWhenAsked) {
+  const ModelConfig config = SmallConfig("LlamaForCausalLM", true);
+  std::vector<float> arena = SmallArena(config);
+  arena[3] = 70000.0f;
+  arena[99] = -1e6f;
+  const std::string dir = TempDir() + "/m";
+  ASSERT_TRUE(WriteHfFolder(dir, config, arena.data(), DType::kF32, "").ok());
+  LoadOptions options;
+  options.clamp = true;
+  const auto weights = LoadHfWeights(dir, DType::kF16, options);
+  ASSERT_TRUE(weights.ok()) << weights.status();
+  std::vector<float> loaded(arena.size());
+  (*weights)->CopyToArena(loaded.data());
+  EXPECT_EQ(loaded[3], 65504.0f);
+  EXPECT_EQ(loaded[99], -65504.0f);
+  // A learner that trains in fp16 keeps FP32 weights, which must fit in fp16 all the same.
+  options.dtype = DType::kF16;
+  ASSERT_TRUE(LoadHfArena(dir, config, loaded.data(), options).ok());
+  EXPECT_EQ(loaded[3], 65504.0f);
+  EXPECT_EQ(loaded[99], -65504.0f);
+  EXPECT_EQ(loaded[100], arena[100]);
+  options.clamp = false;
+  EXPECT_THAT(
+      std::string(LoadHfArena(dir, config, loaded.data(), options).message()),
+      HasSubstr("\"model.embed_tokens.weight\" has 2 values beyond 65504, the largest of fp16 (up to 1e+06); use "
+                "another dtype, or model.clamp_fp16: true"));
+  EXPECT_TRUE(LoadHfArena(dir, config, loaded.data()).ok());
+  EXPECT_EQ(loaded[3], 70000.0f);
+}
+
+TEST(HfFolder, LoadsTheSameOverAnyNumberOfThreadsAndTellsItsProgress) {
+  ModelConfig config = SmallConfig("Qwen3MoeForCausalLM", false);
+  config.vocab_size = 30011;  // several blocks of rows, with a part of a panel at the end
+  config.hidden_size = 80;
+  const std::vector<float> arena = SmallArena(config);
+  const std::string dir = TempDir() + "/m";
+  ASSERT_TRUE(WriteHfFolder(dir, config, arena.data(), DType::kF32, "").ok());
+  for (const int threads : {1, 5}) {
+    LoadOptions options;
+    options.threads = threads;
+    int64_t last = 0;
+    options.progress = [&](int64_t done, int64_t total) {
+      EXPECT_GT(done, last);
+      EXPECT_EQ(total, static_cast<int64_t>(arena.size()));
+      last = done;
+    };
+    std::vector<float> loaded(arena.size());
+    ASSERT_TRUE(LoadHfArena(dir, config, loaded.data(), options).ok());
+    EXPECT_EQ(loaded, arena);
+    EXPECT_EQ(last, static_cast<int64_t>(arena.size()));
+    last = 0;
+    const auto weights = LoadHfWeights(dir, DType::kF32, options);
+    ASSERT_TRUE(weights.ok()) << weights.status();
+    (*weights)->CopyToArena(loaded.data());
+    EXPECT_EQ(loaded, arena);
+  }
+}
+
+TEST(HfFolder, WritesShardsThatItReadsBack) {
+  const ModelConfig config = SmallConfig("Qwen3MoeForCausalLM", false);
+  const std::vector<float> arena = SmallArena(config);
+  const std::string dir = TempDir() + "/m";
+  constexpr uint64_t kLimit = 3000;
+  ASSERT_TRUE(WriteHfFolder(dir, config, arena.data(), DType::kF32, "", kLimit).ok());
+  EXPECT_FALSE(std::filesystem::exists(dir + "/model.safetensors"));
+  const json index = json::parse(ReadFile(dir + "/model.safetensors.index.json").value());
+  EXPECT_EQ(index["metadata"]["total_size"], arena.size() * 4);
+  EXPECT_EQ(index["weight_map"].size(), ParamLayout(config).hf_tensors.size());
+  std::set<std::string> shards;
+  for (const auto& item : index["weight_map"].items()) shards.insert(item.value().get<std::string>());
+  ASSERT_GT(shards.size(), 3u);
+  EXPECT_EQ(*shards.rbegin(), absl::StrFormat("model-%05d-of-%05d.safetensors", shards.size(), shards.size()));
+  for (const std::string& name : shards) {
+    const auto file = SafetensorsFile::Open(dir + "/" + name);
+    ASSERT_TRUE(file.ok()) << file.status();
+    uint64_t bytes = 0;
+    for (const auto& [tensor, entry] : (*file)->tensors()) bytes += entry.end - entry.begin;
+    EXPECT_TRUE(bytes <= kLimit || (*file)->tensors().size() == 1) << name << " has " << bytes;
+  }
+  std::vector<float> loaded(arena.size());
+  ASSERT_TRUE(LoadHfArena(dir, config, loaded.data()).ok());
+  EXPECT_EQ(loaded, arena);
+
+  const std::string last = dir + "/" + *shards.rbegin();
+  const std::string whole = ReadFile(last).value();
+  ASSERT_TRUE(WriteFileAtomically(last, whole.substr(0, whole.size() - 1)).ok());
+  EXPECT_THAT(std::string(LoadHfArena(dir, config, loaded.data()).message()), HasSubstr(last));
+  ASSERT_TRUE(std::filesystem::remove(last));
+  EXPECT_EQ(LoadHfArena(dir, config, loaded.data()).message(), "cannot open " + last + ": No such file or directory");
+  ASSERT_TRUE(WriteFileAtomically(last, ReadFile(dir + "/" + *shards.begin()).value()).ok());
+  EXPECT_THAT(std::string(LoadHfArena(dir, config, loaded.data()).message()), HasSubstr(" is in "));
+}
+
+TEST(HfFolder, RefusesTensorsOfIntegers) {
+  const ModelConfig config = SmallConfig("LlamaForCausalLM", true);
+  const std::vector<float> arena = SmallArena(config);
+  const std::string dir = TempDir() + "/m";
+  ASSERT_TRUE(WriteHfFolder(dir, config, arena.data(), DType::kF32, "").ok());
+  std::string bytes = ReadFile(dir + "/model.safetensors").value();
+  bytes.replace(bytes.find("F32"), 3, "I32");
+  ASSERT_TRUE(WriteFileAtomically(dir + "/model.safetensors", bytes).ok());
+  EXPECT_THAT(std::string(LoadHfWeights(dir, DType::kF16).status().message()),
+              HasSubstr("tensor \"model.embed_tokens.weight\" has dtype I32; F32, F16 and BF16 work"));
 }
 
 TEST(HfFolder, TiedModelsMayCarryTheirHeadAndOldLlamasTheirRotaryBuffer) {
@@ -289,6 +429,49 @@ TEST(HfConfig, ReadsTheRopeParametersOfNewerTransformers) {
   EXPECT_EQ(config->rope_theta, 500000.0f);
 }
 
+TEST(HfConfig, ReadsLlama3ScalingOfBothTransformers) {
+  json root = json::parse(HfConfigJson(SmallConfig("LlamaForCausalLM", true), DType::kF16));
+  ASSERT_EQ(root["rope_scaling"]["rope_type"], "llama3");
+  const auto old_style = ParseHfConfig(root.dump(), "c.json");
+  ASSERT_TRUE(old_style.ok()) << old_style.status();
+  json parameters = root["rope_scaling"];
+  parameters["rope_theta"] = root["rope_theta"];
+  root.erase("rope_scaling");
+  root.erase("rope_theta");
+  root["rope_parameters"] = parameters;
+  const auto new_style = ParseHfConfig(root.dump(), "c.json");
+  ASSERT_TRUE(new_style.ok()) << new_style.status();
+  EXPECT_EQ(new_style->Hash(), old_style->Hash());
+  EXPECT_EQ(new_style->rope_scaling.original_max_positions, 64);
+  root["rope_parameters"].erase("low_freq_factor");
+  EXPECT_THAT(std::string(ParseHfConfig(root.dump(), "c.json").status().message()),
+              HasSubstr("low_freq_factor is missing"));
+}
+
+TEST(HfConfig, ReadsTheExpertsOfBothTransformersAndRefusesWhatTheyCannotBe) {
+  const json good = json::parse(HfConfigJson(SmallConfig("Qwen3MoeForCausalLM", false), DType::kBF16));
+  const auto refusal = [&](const char* key, const json& value) {
+    json root = good;
+    root[key] = value;
+    return std::string(ParseHfConfig(root.dump(), "c.json").status().message());
+  };
+  json renamed = good;
+  renamed["num_local_experts"] = good["num_experts"];
+  renamed.erase("num_experts");
+  ASSERT_TRUE(ParseHfConfig(renamed.dump(), "c.json").ok());
+  EXPECT_EQ(ParseHfConfig(renamed.dump(), "c.json")->Hash(), ParseHfConfig(good.dump(), "c.json")->Hash());
+  EXPECT_THAT(refusal("num_experts", nullptr), HasSubstr("num_experts is missing or 0"));
+  EXPECT_THAT(refusal("num_experts", 0), HasSubstr("num_experts is missing or 0"));
+  EXPECT_THAT(refusal("num_experts", 5000), HasSubstr("num_experts is 5000"));
+  EXPECT_THAT(refusal("num_local_experts", 4), HasSubstr("num_experts is 3 and num_local_experts is 4"));
+  EXPECT_THAT(refusal("num_experts_per_tok", 4), HasSubstr("num_experts_per_tok is 4, must be 1 to 3"));
+  EXPECT_THAT(refusal("moe_intermediate_size", 0), HasSubstr("moe_intermediate_size is 0"));
+  EXPECT_THAT(refusal("decoder_sparse_step", 0), HasSubstr("decoder_sparse_step is 0"));
+  EXPECT_THAT(refusal("mlp_only_layers", 3), HasSubstr("mlp_only_layers is 3"));
+  EXPECT_THAT(refusal("mlp_only_layers", json::array({-1})), HasSubstr("mlp_only_layers has -1"));
+  EXPECT_THAT(refusal("norm_topk_prob", 1), HasSubstr("norm_topk_prob is 1"));
+}
+
 struct Hostile {
   const char* key;
   const char* value;
@@ -314,7 +497,8 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(
         Hostile{"architectures", "null", "architectures is null"},
         Hostile{"architectures", "[\"MistralForCausalLM\"]",
-                "architecture \"MistralForCausalLM\" is not supported; these are: LlamaForCausalLM, Qwen2ForCausalLM"},
+                "architecture \"MistralForCausalLM\" is not supported; these are: LlamaForCausalLM, Qwen2ForCausalLM, "
+                "Qwen3ForCausalLM, Qwen3MoeForCausalLM"},
         Hostile{"architectures", "[1]", "architectures is an array of 1"},
         Hostile{"hidden_act", "\"gelu\"", "hidden_act is \"gelu\", only silu"},
         Hostile{"attention_bias", "true", "attention_bias is true, which is not supported"},
@@ -325,7 +509,19 @@ INSTANTIATE_TEST_SUITE_P(
                 "rope_scaling of type \"yarn\" is not supported"},
         Hostile{"rope_scaling", "{\"type\": \"linear\"}", "rope_scaling of type \"linear\""},
         Hostile{"rope_scaling", "3", "rope_scaling is 3"},
-        Hostile{"rope_parameters", "{\"rope_type\": \"llama3\"}", "rope_parameters of type \"llama3\""},
+        Hostile{"rope_parameters", "{\"rope_type\": \"llama3\"}", "factor is missing in the llama3 rope parameters"},
+        Hostile{"rope_parameters", "{\"partial_rotary_factor\": 0.25}", "partial_rotary_factor is 0.25"},
+        Hostile{"rope_scaling",
+                "{\"rope_type\": \"llama3\", \"factor\": 0.5, \"low_freq_factor\": 1, \"high_freq_factor\": 4, "
+                "\"original_max_position_embeddings\": 64}",
+                "factor is 0.5"},
+        Hostile{"rope_scaling",
+                "{\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 4, \"high_freq_factor\": 4, "
+                "\"original_max_position_embeddings\": 64}",
+                "low_freq_factor is 4"},
+        Hostile{"rope_scaling",
+                "{\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 1, \"high_freq_factor\": 4}",
+                "original_max_position_embeddings is missing"},
         Hostile{"partial_rotary_factor", "0.5", "partial_rotary_factor is 0.5"},
         Hostile{"quantization_config", "{}", "quantized weights are not supported"},
         Hostile{"layer_types", "[\"sliding_attention\"]", "only full_attention"},

@@ -3,7 +3,8 @@
 // belongs to the Ops instance, so an instance serves one thread of calls at a time.
 //
 // Legend: T tokens of the call, D hidden size, H query heads, G key/value heads, E head_dim, F MLP width, V vocabulary,
-// S keys. "store" = round to nearest even into the tensor's dtype. All accumulation is FP32.
+// S keys, N experts, K experts of a token, M width of an expert. "store" = round to nearest even into the tensor's
+// dtype. All accumulation is FP32.
 //
 // Matched contract (Numerics::kMatched): each output element depends on its own row's inputs alone, and is reduced in
 // one order that depends on nothing but the operation's inner sizes: GEMM is one chain of fma over ascending k from 0
@@ -63,11 +64,12 @@ class Ops {
   // d_table[ids[t]] += d_out[t], ascending t. d_table [V, D] FP32 row-major.
   virtual void EmbeddingBackward(std::span<const int32_t> ids, const Tensor& d_out, const Tensor& d_table) = 0;
 
-  // out = store(x * rstd * weight), rstd = 1/sqrt(mean(x^2) + eps). x, out [T, D] (or rows of heads [T*H, E] for q/k
-  // norms); weight [1, D] same dtype; rstd FP32 [T] or null. out may alias x.
+  // out = store(x * rstd * weight), rstd = 1/sqrt(mean(x^2) + eps). weight [1, D] same dtype; x, out [T, n D]: each row
+  // is n groups of D (one, or the heads of q/k norms), each normed on its own; rstd FP32 [T, n] dense or null. out may
+  // alias x.
   virtual void RmsNorm(const Tensor& x, const Tensor& weight, float eps, const Tensor& out, float* rstd) = 0;
-  // d_x = store(gradient [+ d_residual]); d_weight FP32 [1, D] is added to, in a fixed order. d_residual [T, D] may be
-  // null-data; d_x may alias d_out or d_residual.
+  // d_x = store(gradient [+ d_residual]); d_weight FP32 [1, D] is added to, in a fixed order. d_residual [T, n D] may
+  // be null-data; d_x may alias d_out or d_residual.
   virtual void RmsNormBackward(const Tensor& d_out, const Tensor& x, const Tensor& weight, const float* rstd,
                                const Tensor& d_residual, const Tensor& d_x, const Tensor& d_weight) = 0;
 
@@ -107,6 +109,28 @@ class Ops {
   // out = store(silu(gate) * up); gate_up [T, 2F] = gate columns then up columns; out [T, F].
   virtual void SwiGlu(const Tensor& gate_up, const Tensor& out) = 0;
   virtual void SwiGluBackward(const Tensor& d_out, const Tensor& gate_up, const Tensor& d_gate_up) = 0;
+
+  // Mixture of experts: the T K pairs of a token and one of its experts, sorted by expert, are the slots; an expert is
+  // Linear, SwiGlu and Linear on its range of slots.
+  //
+  // Router: with p = softmax(logits[t]), the top_k largest logits (of equal ones that of the lower expert), in
+  // ascending expert, into experts [T, K]; weights [T, K] = their p, with `normalize` divided by their sum. logits FP32
+  // [T, N]; exp(z - max), and the sum over all N in 8 lanes and the lane tree, over the K chosen in ascending expert. A
+  // row with NaN gets K different experts and NaN weights.
+  virtual void RouteTopK(const Tensor& logits, int64_t top_k, bool normalize, int32_t* experts, float* weights) = 0;
+  // d_logits FP32 [T, N] from products [T, K] = weight * d loss / d weight: d_z_i = products_i (0 where i is not
+  // chosen)
+  // - q_i sum products, with q the softmax over the chosen experts (normalize) or over all.
+  virtual void RouteTopKBackward(const Tensor& logits, std::span<const int32_t> experts, bool normalize,
+                                 const float* products, const Tensor& d_logits) = 0;
+  // out[i] = store(scale[i] * x[rows[i]]); scale null: a copy. x and out have one dtype.
+  virtual void GatherRows(const Tensor& x, std::span<const int32_t> rows, const float* scale, const Tensor& out) = 0;
+  // out[t] = store(residual[t] + store(sum_j weights[t, j] x[slots[t K + j]])): one fma chain over ascending j from 0.
+  // weights null: ones. residual null-data: nothing is added; it may alias out.
+  virtual void CombineRows(const Tensor& x, std::span<const int32_t> slots, const float* weights,
+                           const Tensor& residual, const Tensor& out) = 0;
+  // out[i] = sum_c a[i, c] b[i, c] in FP32: 8 lanes and the lane tree. a, b [rows, cols].
+  virtual void RowDots(const Tensor& a, const Tensor& b, float* out) = 0;
 
   // log_prob[t] = z[target] - lse(z), z = (x W^T)[t] * (1/temperature) in FP32; entropy of softmax(z) in nats; lse
   // FP32. x [T, D] (final norm applied); W [V, D]; computed in row and vocabulary chunks, never T x V at once. Output

@@ -85,6 +85,20 @@ TEST_P(GradientTest, RmsNorm) {
   ExpectGradient(weight, d_weight, loss, "weight");
 }
 
+TEST_P(GradientTest, RmsNormOfHeads) {
+  const Matrix x(kF32, 4, 30, 1), weight(kF32, 1, 10, 2), d_out(kF32, 4, 30, 3), out(kF32, 4, 30);
+  const Matrix d_x(kF32, 4, 30), d_weight(kF32, 1, 10);
+  std::vector<float> rstd(12);
+  ops_->RmsNorm(x.view, weight.view, 1e-6f, out.view, rstd.data());
+  ops_->RmsNormBackward(d_out.view, x.view, weight.view, rstd.data(), Tensor(), d_x.view, d_weight.view);
+  const auto loss = [&] {
+    ops_->RmsNorm(x.view, weight.view, 1e-6f, out.view, nullptr);
+    return WeightedSum(d_out, out);
+  };
+  ExpectGradient(x, d_x, loss, "x");
+  ExpectGradient(weight, d_weight, loss, "weight");
+}
+
 TEST_P(GradientTest, Linear) {
   const Matrix x(kF32, 5, 7, 1), w(kF32, 19, 7, 2), bias(kF32, 1, 19, 3), d_out(kF32, 5, 19, 4), out(kF32, 5, 19);
   const Matrix d_x(kF32, 5, 7), d_w(kF32, 19, 7), d_bias(kF32, 1, 19);
@@ -127,6 +141,53 @@ TEST_P(GradientTest, SwiGlu) {
         return WeightedSum(d_out, out);
       },
       "gate_up");
+}
+
+TEST_P(GradientTest, RouteTopK) {
+  const int64_t t = 4, n = 7, k = 3;
+  for (const bool normalize : {true, false}) {
+    const Matrix logits(kF32, t, n, 1), d_weights(kF32, t, k, 2), d_logits(kF32, t, n);
+    const std::vector<float> d = d_weights.Read();
+    std::vector<int32_t> experts(t * k), at_start;
+    std::vector<float> weights(t * k), products(t * k);
+    ops_->RouteTopK(logits.view, k, normalize, experts.data(), weights.data());
+    at_start = experts;
+    for (int64_t i = 0; i < t * k; ++i) products[i] = weights[i] * d[i];
+    ops_->RouteTopKBackward(logits.view, experts, normalize, products.data(), d_logits.view);
+    ExpectGradient(
+        logits, d_logits,
+        [&] {
+          ops_->RouteTopK(logits.view, k, normalize, experts.data(), weights.data());
+          EXPECT_EQ(experts, at_start);  // the choice itself has no gradient
+          double sum = 0;
+          for (int64_t i = 0; i < t * k; ++i) sum += static_cast<double>(weights[i]) * static_cast<double>(d[i]);
+          return sum;
+        },
+        normalize ? "normalized" : "plain");
+  }
+}
+
+TEST_P(GradientTest, CombineRows) {
+  const int64_t t = 3, k = 2, d = 11;
+  const std::vector<int32_t> slots = {4, 0, 2, 5, 1, 3}, slot_tokens = {0, 2, 1, 2, 0, 1};
+  const Matrix x(kF32, t * k, d, 1), weights(kF32, 1, t * k, 2), d_out(kF32, t, d, 3), out(kF32, t, d);
+  const float* w = weights.view.As<float>();
+  std::vector<float> slot_weights(t * k), dots(t * k);
+  for (int64_t i = 0; i < t * k; ++i) slot_weights[slots[i]] = w[i];
+  const Matrix d_x(kF32, t * k, d), gathered(kF32, t * k, d), sum(kF32, t, d);
+  Matrix d_weights(kF32, 1, t * k);
+  ops_->GatherRows(d_out.view, slot_tokens, slot_weights.data(), d_x.view);
+  ops_->GatherRows(d_out.view, slot_tokens, nullptr, gathered.view);
+  ops_->RowDots(gathered.view, x.view, dots.data());
+  std::vector<float> by_pair(t * k);
+  for (int64_t i = 0; i < t * k; ++i) by_pair[i] = dots[slots[i]];
+  d_weights.Write(by_pair);
+  const auto loss = [&] {
+    ops_->CombineRows(x.view, slots, w, Tensor(), out.view);
+    return WeightedSum(d_out, out);
+  };
+  ExpectGradient(x, d_x, loss, "x");
+  ExpectGradient(weights, d_weights, loss, "weights");
 }
 
 TEST_P(GradientTest, PackedAttention) {

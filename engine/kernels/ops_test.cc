@@ -2,6 +2,7 @@
 // bits for 1, 2 and 3 threads.
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <tuple>
 
@@ -91,6 +92,28 @@ TEST_P(OpsTest, RmsNormAndItsBackward) {
   }
 }
 
+TEST_P(OpsTest, RmsNormOfHeadsAndItsBackward) {
+  for (const int64_t t : kTokens) {
+    for (const int64_t e : {6, 16, 20}) {
+      const int64_t heads = 3, d = heads * e;
+      const Matrix x(dtype(), t, d, 1), weight(dtype(), 1, e, 2), d_out(dtype(), t, d, 3);
+      std::vector<float> rstd(static_cast<size_t>(t * heads) + 1);
+      const Matrix unused(dtype(), t, d);
+      reference_->RmsNorm(x.view, weight.view, 1e-6f, unused.view, rstd.data());
+      Check(
+          [&](Ops& ops) -> Outputs {
+            const Matrix out(dtype(), t, d), d_x(dtype(), t, d), d_weight(DType::kF32, 1, e, 5);
+            std::vector<float> own_rstd(static_cast<size_t>(t * heads));
+            ops.RmsNorm(x.view, weight.view, 1e-6f, out.view, own_rstd.data());
+            ops.RmsNormBackward(d_out.view, x.view, weight.view, rstd.data(), Tensor(), d_x.view, d_weight.view);
+            return {Take(out), {DType::kF32, own_rstd}, Take(d_x), Take(d_weight)};
+          },
+          static_cast<double>(2 * (heads * t + e) + 16), At(t, e),
+          Largest(rstd) * Largest(weight.Read()) * Largest(d_out.Read()));
+    }
+  }
+}
+
 TEST_P(OpsTest, RmsNormMayWriteOverItsInputAndItsGradientOverTheResidual) {
   const int64_t t = 33, d = 100;
   const Matrix weight(dtype(), 1, d, 2), d_out(dtype(), t, d, 3), x(dtype(), t, d, 1);
@@ -173,6 +196,74 @@ TEST_P(OpsTest, SwiGluOfLargeGatesHasItsLimits) {
   const Matrix out(dtype(), 1, 4);
   cpu_[0]->SwiGlu(gate_up.view, out.view);
   EXPECT_EQ(out.Read(), (std::vector<float>{RoundTo(dtype(), 600.0f), 0.0f, RoundTo(dtype(), 270.0f), 0.0f}));
+}
+
+std::vector<float> AsFloats(const std::vector<int32_t>& values) { return {values.begin(), values.end()}; }
+
+TEST_P(OpsTest, RouteTopKAndItsBackward) {
+  for (const int64_t t : kTokens) {
+    for (const auto& [n, k] : {std::pair<int64_t, int64_t>{1, 1}, {4, 2}, {60, 4}, {128, 8}, {9, 9}}) {
+      for (const bool normalize : {true, false}) {
+        const Matrix logits(DType::kF32, t, n, 1, 2.0f), products(DType::kF32, 1, std::max<int64_t>(t * k, 1), 2);
+        Check(
+            [&](Ops& ops) -> Outputs {
+              std::vector<int32_t> experts(static_cast<size_t>(t * k));
+              std::vector<float> weights(experts.size());
+              const Matrix d_logits(DType::kF32, t, n);
+              ops.RouteTopK(logits.view, k, normalize, experts.data(), weights.data());
+              ops.RouteTopKBackward(logits.view, experts, normalize, products.view.As<float>(), d_logits.view);
+              return {{DType::kF32, AsFloats(experts)}, {DType::kF32, weights}, Take(d_logits)};
+            },
+            static_cast<double>(n + 32), At(t, n), 1.0);
+      }
+    }
+  }
+}
+
+TEST_P(OpsTest, RouteTopKTakesTheLowerOfEqualExpertsAndSurvivesNaN) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  Matrix logits(DType::kF32, 4, 5);
+  logits.Write({1, 3, 3, 3, 0, /**/ 2, 2, 2, 2, 2, /**/ nan, 1, nan, 5, 4, /**/ nan, nan, nan, nan, nan});
+  for (const auto& ops : cpu_) {
+    std::vector<int32_t> experts(12);
+    std::vector<float> weights(12);
+    ops->RouteTopK(logits.view, 3, true, experts.data(), weights.data());
+    EXPECT_EQ(experts, (std::vector<int32_t>{1, 2, 3, 0, 1, 2, 1, 3, 4, 0, 1, 2}));
+    for (int i = 0; i < 6; ++i) EXPECT_NEAR(weights[i], 1.0 / 3, 1e-6);
+    for (int i = 6; i < 12; ++i) EXPECT_TRUE(std::isnan(weights[i])) << i;
+  }
+}
+
+TEST_P(OpsTest, GatherCombineAndRowDots) {
+  for (const int64_t t : kTokens) {
+    for (const int64_t d : {1, 24, 77}) {
+      const int64_t k = 3;
+      const Matrix x(dtype(), t * k, d, 1), residual(dtype(), t, d, 2), other(dtype(), t * k, d, 3),
+          scale(DType::kF32, 1, t * k + 1, 4);
+      std::vector<int32_t> slots(static_cast<size_t>(t * k));
+      std::iota(slots.begin(), slots.end(), 0);
+      std::shuffle(slots.begin(), slots.end(), std::mt19937(5));
+      const float* weights = scale.view.As<float>();
+      Check(
+          [&](Ops& ops) -> Outputs {
+            const Matrix copy(dtype(), t * k, d), scaled(dtype(), t * k, d), sum(dtype(), t, d), plain(dtype(), t, d);
+            std::vector<float> dots(static_cast<size_t>(t * k));
+            ops.GatherRows(x.view, slots, nullptr, copy.view);
+            ops.GatherRows(x.view, slots, weights, scaled.view);
+            ops.CombineRows(x.view, slots, weights, Tensor(), sum.view);
+            ops.CombineRows(x.view, slots, nullptr, Tensor(), plain.view);
+            ops.RowDots(x.view, other.view, dots.data());
+            return {Take(copy), Take(scaled), Take(sum), Take(plain), {DType::kF32, dots}};
+          },
+          static_cast<double>(2 * d + 16), At(t, d));
+      // The residual is added to a rounded sum: two storage steps.
+      const Matrix out(dtype(), t, d), truth(dtype(), t, d);
+      reference_->CombineRows(x.view, slots, weights, residual.view, truth.view);
+      cpu_[1]->CombineRows(x.view, slots, weights, residual.view, out.view);
+      const double step = dtype() == DType::kF32 ? 0x1p-23 : dtype() == DType::kF16 ? 0x1p-10 : 0x1p-7;
+      ExpectClose(Take(out), Take(truth), 16 + 2 * step * 0x1p24, At(t, d));
+    }
+  }
 }
 
 struct AttentionCase {

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <numbers>
 
 #include "engine/base/check.h"
 #include "engine/model/decoder_impl.h"
@@ -25,6 +26,20 @@ void GatherRows(const Tensor& in, std::span<const int32_t> rows, const Tensor& o
   }
 }
 
+// Angle per position of the pair (i, i + E/2): theta^(-2i/E), scaled as Llama 3.1 has it (transformers'
+// rope_type "llama3"; Meta's apply_scaling).
+double RotaryFrequency(const ModelConfig& config, int64_t i) {
+  const double frequency = std::pow(static_cast<double>(config.rope_theta), -2.0 * i / config.head_dim);
+  const RopeScaling& scaling = config.rope_scaling;
+  if (!scaling.llama3) return frequency;
+  const double low = scaling.low_freq_factor, high = scaling.high_freq_factor;
+  const double turns = scaling.original_max_positions * frequency / (2 * std::numbers::pi);  // context / wavelength
+  if (turns < low) return frequency / scaling.factor;
+  if (turns > high) return frequency;
+  const double kept = (turns - low) / (high - low);
+  return (1 - kept) * frequency / scaling.factor + kept * frequency;
+}
+
 }  // namespace
 
 Decoder::Impl::Impl(const ModelConfig& config, DType dtype, Ops* ops)
@@ -36,10 +51,9 @@ Decoder::Impl::Impl(const ModelConfig& config, DType dtype, Ops* ops)
                       .head_dim = config.head_dim,
                       .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_dim)))},
       cos_sin(config.max_position_embeddings * config.head_dim * sizeof(float)) {
-  // angle(position, i) = position * theta^(-2i/E), i < E/2
   const int64_t half = config.head_dim / 2;
   for (int64_t i = 0; i < half; ++i) {
-    const double frequency = std::pow(static_cast<double>(config.rope_theta), -2.0 * i / config.head_dim);
+    const double frequency = RotaryFrequency(config, i);
     for (int64_t position = 0; position < config.max_position_embeddings; ++position) {
       float* row = cos_sin.As<float>() + position * config.head_dim;
       row[i] = static_cast<float>(std::cos(position * frequency));
@@ -51,6 +65,11 @@ Decoder::Impl::Impl(const ModelConfig& config, DType dtype, Ops* ops)
 QkvViews Decoder::Impl::SplitQkv(const Tensor& qkv) const {
   const int64_t query = config.num_heads * config.head_dim, kv = config.num_kv_heads * config.head_dim;
   return {.q = qkv.Cols(0, query), .k = qkv.Cols(query, kv), .v = qkv.Cols(query + kv, kv)};
+}
+
+QkvViews Decoder::Impl::AttentionInputs(const LayerTensors& tensors) const {
+  const int64_t query = config.num_heads * config.head_dim, kv = config.num_kv_heads * config.head_dim;
+  return {.q = tensors.qk.Cols(0, query), .k = tensors.qk.Cols(query, kv), .v = tensors.qkv.Cols(query + kv, kv)};
 }
 
 Tensor Decoder::Impl::RopeTable() const {
@@ -70,23 +89,31 @@ void Decoder::Impl::CheckTokens(std::span<const int32_t> tokens, const Weights& 
   }
 }
 
-// The decoder layer of Llama and Qwen2. x is the residual stream:
-//   x += o_proj(attention(rope(q), rope(k), v)),  q, k, v = qkv_proj(rms_norm(x))
-//   x += down_proj(silu(gate) * up),              gate, up = gate_up_proj(rms_norm(x))
+// The decoder layer. x is the residual stream:
+//   x += o_proj(attention(rope(q), rope(k), v)),  q, k, v = qkv_proj(rms_norm(x)), with q/k norms q and k normed by
+//   head x += down_proj(silu(gate) * up),              gate, up = gate_up_proj(rms_norm(x))
 void Decoder::Impl::RunLayer(const LayerWeights& weights, const LayerTensors& tensors,
                              std::span<const int32_t> positions, AttendFn attend, LayerExtent extent) {
   const LayerTensors& t = tensors;
   const int64_t D = config.hidden_size, E = config.head_dim;
-  const QkvViews qkv = SplitQkv(t.qkv);
+  const QkvViews projected = SplitQkv(t.qkv), qkv = AttentionInputs(t);
 
   ops->RmsNorm(t.input, Vector(weights.input_norm, D), config.rms_norm_eps, t.normed, t.input_rstd);
   ops->Linear(t.normed, weights.qkv, Vector(weights.qkv_bias, config.qkv_rows()), /*residual=*/{}, t.qkv);
+  if (config.qk_norm) {
+    ops->RmsNorm(projected.q, Vector(weights.q_norm, E), config.rms_norm_eps, qkv.q, t.q_rstd);
+    ops->RmsNorm(projected.k, Vector(weights.k_norm, E), config.rms_norm_eps, qkv.k, t.k_rstd);
+  }
   ops->Rope(qkv.q, config.num_heads, E, positions, RopeTable(), /*backward=*/false);
   ops->Rope(qkv.k, config.num_kv_heads, E, positions, RopeTable(), /*backward=*/false);
   attend(qkv, t);
   ops->Linear(t.attention, weights.o, /*bias=*/{}, /*residual=*/t.input, t.middle);
 
   ops->RmsNorm(t.middle, Vector(weights.post_norm, D), config.rms_norm_eps, t.normed, t.post_rstd);
+  if (!weights.experts.empty()) {
+    RunExperts(weights, t, extent);
+    return;
+  }
   ops->Linear(t.normed, weights.gate_up, /*bias=*/{}, /*residual=*/{}, t.gate_up);
   if (extent == LayerExtent::kThroughGateUp) return;
   ops->SwiGlu(t.gate_up, t.activated);
@@ -118,9 +145,16 @@ void Decoder::ForwardPaged(const Weights& weights, const PagedBatch& batch, cons
     t.middle = t.output = t.input;  // the residual stream is updated in place
     t.normed = carver.Take(m.dtype, T, D);
     t.qkv = carver.Take(m.dtype, T, config.qkv_rows());
+    t.qk = t.qkv;  // its first columns: nothing needs q and k as they were before their norms
     t.attention = carver.Take(m.dtype, T, config.num_heads * config.head_dim);
+    const size_t shared = carver.Mark();  // a layer has the one or the other
     t.gate_up = carver.Take(m.dtype, T, 2 * config.intermediate_size);
     t.activated = carver.Take(m.dtype, T, config.intermediate_size);
+    if (config.num_experts == 0) return carver.bytes();
+    carver.Rewind(shared);
+    Impl::CarveExperts(config, m.dtype, T, carver, t.experts);
+    t.experts.rows = carver.Take(m.dtype, T * config.experts_per_token, D);
+    t.experts.activated = carver.Take(m.dtype, T * config.experts_per_token, config.moe_intermediate_size);
     return carver.bytes();
   };
   Reserve(m.paged_block, carve(Carver(nullptr)));

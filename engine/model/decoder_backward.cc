@@ -24,8 +24,8 @@ constexpr size_t kRoundingBytes = size_t{24} << 20;  // large blocks are whole h
 // everywhere, since their scratch grows in steps.
 size_t OpsScratchBytes(const ModelConfig& config, DType dtype, int64_t tokens) {
   const int64_t query_cols = config.num_heads * config.head_dim, kv_cols = config.num_kv_heads * config.head_dim;
-  const int64_t widest =
-      std::max({2 * config.intermediate_size, config.qkv_rows(), config.hidden_size, query_cols, kLogitRows});
+  const int64_t widest = std::max({2 * config.intermediate_size, 2 * config.moe_intermediate_size, config.qkv_rows(),
+                                   config.hidden_size, query_cols, kLogitRows});
   const int64_t packed_activations = std::min(tokens, kGemmRows) * widest;
   const int64_t packed_gradients = std::min(std::max(widest, kLogitColumns), kGemmRows) * std::max(tokens, kLogitRows);
   const int64_t logits = kLogitRows * (kLogitColumns + config.hidden_size);
@@ -51,16 +51,34 @@ void Decoder::Impl::CarveTraining(const ModelConfig& config, DType dtype, int64_
   for (Tensor& stream : t.streams) stream = carver.Take(dtype, T, D);
   const Tensor normed = carver.Take(dtype, T, D);
   const Tensor activated = carver.Take(dtype, T, F);
+  const int64_t P = T * config.experts_per_token, M = config.moe_intermediate_size;
+  const Tensor expert_rows = carver.Take(dtype, P, D), expert_activated = carver.Take(dtype, P, M);
+  const auto any_layer = [&](bool experts) {
+    for (int64_t layer = 0; layer < L; ++layer) {
+      if (config.HasExperts(layer) == experts) return true;
+    }
+    return false;
+  };
   for (int64_t layer = 0; layer < L; ++layer) {
     LayerTensors& kept = t.layers[layer];
     if (recompute && layer > 0) {
       kept = t.layers.front();
     } else {
       kept.qkv = carver.Take(dtype, T, config.qkv_rows());
+      kept.qk = kept.qkv;
+      if (config.qk_norm) {
+        kept.qk = carver.Take(dtype, T, query_cols + config.num_kv_heads * config.head_dim);
+        kept.q_rstd = carver.Take(DType::kF32, T, config.num_heads).As<float>();
+        kept.k_rstd = carver.Take(DType::kF32, T, config.num_kv_heads).As<float>();
+      }
       kept.attention = carver.Take(dtype, T, query_cols);
       kept.lse = carver.Take(DType::kF32, T, config.num_heads);
       kept.middle = carver.Take(dtype, T, D);
-      kept.gate_up = carver.Take(dtype, T, 2 * F);
+      // The one slot of recomputed layers serves both kinds.
+      if (recompute ? any_layer(false) : !config.HasExperts(layer)) kept.gate_up = carver.Take(dtype, T, 2 * F);
+      if (recompute ? any_layer(true) : config.HasExperts(layer)) {
+        CarveExperts(config, dtype, T, carver, kept.experts);
+      }
       kept.input_rstd = carver.Take(DType::kF32, 1, T).As<float>();
       kept.post_rstd = carver.Take(DType::kF32, 1, T).As<float>();
     }
@@ -68,6 +86,8 @@ void Decoder::Impl::CarveTraining(const ModelConfig& config, DType dtype, int64_
     kept.output = t.streams[layer + 1];
     kept.normed = normed;
     kept.activated = activated;
+    kept.experts.rows = expert_rows;
+    kept.experts.activated = expert_activated;
   }
   t.loss_input = carver.Take(dtype, R, D);
   t.loss_normed = carver.Take(dtype, R, D);
@@ -81,8 +101,31 @@ void Decoder::Impl::CarveTraining(const ModelConfig& config, DType dtype, int64_
   carver.Rewind(shared);
   t.d_gate_up = carver.Take(dtype, T, 2 * F);
   carver.Rewind(shared);
+  t.d_experts.d_rows = carver.Take(dtype, P, D);
+  t.d_experts.d_activated = carver.Take(dtype, P, M);
+  t.d_experts.d_gate_up = carver.Take(dtype, P, 2 * M);
+  t.d_experts.d_router_logits = carver.Take(DType::kF32, T, config.num_experts);
+  t.d_experts.dots = carver.Take(DType::kF32, 1, P).As<float>();
+  t.d_experts.products = carver.Take(DType::kF32, 1, P).As<float>();
+  carver.Rewind(shared);
   t.d_attention = carver.Take(dtype, T, query_cols);
   t.d_qkv = carver.Take(dtype, T, config.qkv_rows());
+}
+
+// x += down(silu(gate) * up). The product is dead once d_down has it, so its gradient takes its place.
+void Decoder::Impl::BackwardMlp(const Weights& weights, int64_t layer, GradientArena gradients) {
+  const LayerWeights& w = weights.layers[layer];
+  const ParamLayout::LayerParams& at = weights.layout.layers[layer];
+  const auto gradient = [&](int param) { return GradientView(weights.layout, gradients, param); };
+  const LayerTensors& t = training.layers[layer];
+  ops->SwiGlu(t.gate_up, t.activated);
+  ops->LinearBackwardWeight(training.d_stream, t.activated, gradient(at.down), /*d_bias=*/{});
+  const Tensor& d_activated = t.activated;
+  ops->LinearBackwardInput(training.d_stream, w.down, d_activated, /*accumulate=*/false);
+  ops->SwiGluBackward(d_activated, t.gate_up, training.d_gate_up);
+  ops->RmsNorm(t.middle, Vector(w.post_norm, config.hidden_size), config.rms_norm_eps, t.normed, t.post_rstd);
+  ops->LinearBackwardWeight(training.d_gate_up, t.normed, gradient(at.gate_up), /*d_bias=*/{});
+  ops->LinearBackwardInput(training.d_gate_up, w.gate_up, training.d_normed, /*accumulate=*/false);
 }
 
 void Decoder::Impl::BackwardLayer(const Weights& weights, int64_t layer, std::span<const int32_t> cu_seqlens,
@@ -90,11 +133,7 @@ void Decoder::Impl::BackwardLayer(const Weights& weights, int64_t layer, std::sp
   const LayerWeights& w = weights.layers[layer];
   const ParamLayout::LayerParams& at = weights.layout.layers[layer];
   const int64_t D = config.hidden_size, E = config.head_dim;
-  const auto gradient = [&](int param) {
-    if (param < 0) return Tensor();
-    const ParamSpec& spec = weights.layout.params[param];
-    return Tensor(gradients + spec.offset, DType::kF32, spec.rows, spec.cols);
-  };
+  const auto gradient = [&](int param) { return GradientView(weights.layout, gradients, param); };
   if (recompute && computed_layer != layer) {
     RunPackedLayer(weights, layer, cu_seqlens, LayerExtent::kThroughGateUp);
   }
@@ -102,26 +141,29 @@ void Decoder::Impl::BackwardLayer(const Weights& weights, int64_t layer, std::sp
   const Tensor& d_stream = training.d_stream;
   const Tensor& d_normed = training.d_normed;
 
-  // x += down(silu(gate) * up). The product is dead once d_down has it, so its gradient takes its place.
-  ops->SwiGlu(t.gate_up, t.activated);
-  ops->LinearBackwardWeight(d_stream, t.activated, gradient(at.down), /*d_bias=*/{});
-  const Tensor& d_activated = t.activated;
-  ops->LinearBackwardInput(d_stream, w.down, d_activated, /*accumulate=*/false);
-  ops->SwiGluBackward(d_activated, t.gate_up, training.d_gate_up);
-  ops->RmsNorm(t.middle, Vector(w.post_norm, D), config.rms_norm_eps, t.normed, t.post_rstd);
-  ops->LinearBackwardWeight(training.d_gate_up, t.normed, gradient(at.gate_up), /*d_bias=*/{});
-  ops->LinearBackwardInput(training.d_gate_up, w.gate_up, d_normed, /*accumulate=*/false);
+  if (w.experts.empty()) {
+    BackwardMlp(weights, layer, gradients);
+  } else {
+    BackwardExperts(weights, layer, gradients);
+  }
   ops->RmsNormBackward(d_normed, t.middle, Vector(w.post_norm, D), t.post_rstd, /*d_residual=*/d_stream, d_stream,
                        gradient(at.post_norm));
 
   // x += o(attention(rope(q), rope(k), v))
-  const QkvViews qkv = SplitQkv(t.qkv), d_qkv = SplitQkv(training.d_qkv);
+  const QkvViews qkv = AttentionInputs(t), d_qkv = SplitQkv(training.d_qkv);
   ops->LinearBackwardWeight(d_stream, t.attention, gradient(at.o), /*d_bias=*/{});
   ops->LinearBackwardInput(d_stream, w.o, training.d_attention, /*accumulate=*/false);
   ops->AttentionPackedBackward(attention_shape, training.d_attention, qkv.q, qkv.k, qkv.v, t.attention, t.lse,
                                cu_seqlens, d_qkv.q, d_qkv.k, d_qkv.v);
   ops->Rope(d_qkv.q, config.num_heads, E, positions, RopeTable(), /*backward=*/true);
   ops->Rope(d_qkv.k, config.num_kv_heads, E, positions, RopeTable(), /*backward=*/true);
+  if (config.qk_norm) {
+    const QkvViews projected = SplitQkv(t.qkv);
+    ops->RmsNormBackward(d_qkv.q, projected.q, Vector(w.q_norm, E), t.q_rstd, /*d_residual=*/{}, d_qkv.q,
+                         gradient(at.q_norm));
+    ops->RmsNormBackward(d_qkv.k, projected.k, Vector(w.k_norm, E), t.k_rstd, /*d_residual=*/{}, d_qkv.k,
+                         gradient(at.k_norm));
+  }
   ops->RmsNorm(t.input, Vector(w.input_norm, D), config.rms_norm_eps, t.normed, t.input_rstd);
   ops->LinearBackwardWeight(training.d_qkv, t.normed, gradient(at.qkv), gradient(at.qkv_bias));
   ops->LinearBackwardInput(training.d_qkv, w.qkv, d_normed, /*accumulate=*/false);
@@ -138,10 +180,7 @@ void Decoder::Backward(const Weights& weights, const PackedBatch& batch, float t
   m.forward_tokens = m.forward_loss_rows = -1;
   if (T == 0 || R == 0) return;
   const ParamLayout& layout = weights.layout;
-  const auto gradient = [&](int param) {
-    const ParamSpec& spec = layout.params[param];
-    return Tensor(gradients + spec.offset, DType::kF32, spec.rows, spec.cols);
-  };
+  const auto gradient = [&](int param) { return GradientView(layout, gradients, param); };
 
   const Impl::Training& t = m.training;
   m.ops->LogProbBackward(t.loss_normed, weights.output(), batch.targets, temperature, coefficient, t.loss_lse, t.d_loss,

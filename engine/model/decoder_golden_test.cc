@@ -12,7 +12,13 @@ namespace {
 using testing::Golden;
 using testing::LoadGolden;
 
-const char* const kCases[] = {"qwen2_tied", "qwen2_untied_gqa7", "llama_untied", "llama_tied"};
+const char* const kCases[] = {"qwen2_tied",    "qwen2_untied_gqa7", "qwen2_gqa1",     "llama_untied",
+                              "llama_tied",    "llama3_rope",       "qwen3_tied",     "qwen3_untied_gqa7",
+                              "moe_4_experts", "moe_60_experts",    "moe_sparse_step"};
+
+// In 16 bits a router's choice between two almost equal experts may fall otherwise than in FP32: then a whole row is
+// another one, and no rounding bound holds. moe_sparse_step takes all of its experts.
+bool ChoosesExperts(const Golden& golden) { return golden.config.num_experts > golden.config.experts_per_token; }
 
 struct Backend {
   const char* name;
@@ -49,14 +55,14 @@ double MaxDifference(const std::vector<float>& a, const std::vector<float>& b) {
   return worst;
 }
 
-// |ours - golden| / |golden| of one parameter, Euclidean.
+// |ours - golden| / |golden| of one parameter, Euclidean; of one that is zero (an expert that no token chose) |ours|.
 double RelativeError(const float* ours, const float* golden, int64_t size) {
   double difference = 0, norm = 0;
   for (int64_t i = 0; i < size; ++i) {
     difference += (static_cast<double>(ours[i]) - golden[i]) * (static_cast<double>(ours[i]) - golden[i]);
     norm += static_cast<double>(golden[i]) * golden[i];
   }
-  return std::sqrt(difference / norm);
+  return std::sqrt(norm > 0 ? difference / norm : difference);
 }
 
 TEST(DecoderGolden, Fp32AgreesWithPyTorchOnEveryLogProbAndParameterGradient) {
@@ -94,6 +100,7 @@ TEST(DecoderGolden, Fp16AndBf16StayWithinTheirRoundingOfPyTorch) {
   const std::pair<DType, double> dtypes[] = {{DType::kF16, std::ldexp(1, -11)}, {DType::kBF16, std::ldexp(1, -8)}};
   for (const char* name : kCases) {
     const Golden golden = LoadGolden(name);
+    if (ChoosesExperts(golden)) continue;
     const double roundings = 9.0 * golden.config.num_layers + 2;
     double largest = 0;
     for (float log_prob : golden.log_prob) largest = std::max<double>(largest, std::fabs(log_prob));
@@ -121,6 +128,7 @@ TEST(DecoderGolden, Bf16ErrorIsAboutEightTimesFp16Error) {
   const std::unique_ptr<Ops> ops = MakeCpuOps(Numerics::kMatched, 1);
   for (const char* name : kCases) {
     const Golden golden = LoadGolden(name);
+    if (ChoosesExperts(golden)) continue;
     for (int i = 0; i < 2; ++i) {
       const Result result = RunGolden(golden, i == 0 ? DType::kF16 : DType::kBF16, ops.get());
       for (size_t j = 0; j < result.log_prob.size(); ++j) {
@@ -138,6 +146,7 @@ TEST(DecoderGradient, MatchesFiniteDifferencesInFp32AlongEveryParameter) {
   ModelConfig config = testing::SmallConfig();
   config.num_layers = 2;
   config.tie_word_embeddings = false;
+  config.qk_norm = true;
   const ParamLayout layout(config);
   const PackedBatch batch = testing::TestBatch(config, {7, 1, 12}, 1);
   const std::unique_ptr<Ops> ops = MakeCpuOps(Numerics::kMatched, 1);

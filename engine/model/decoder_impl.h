@@ -36,27 +36,64 @@ class Carver {
   size_t peak_ = 0;
 };
 
+// The tensors of a layer with experts, on P = T K slots: pairs of a token and one of its experts, sorted by expert and
+// within one by token. The first group is kept for the backward pass, the second is scratch.
+struct ExpertTensors {
+  Tensor router_logits;            // [T, N] FP32
+  int32_t* experts = nullptr;      // [T, K]
+  float* weights = nullptr;        // [T, K]
+  int32_t* slots = nullptr;        // [T, K] slot of each pair
+  int32_t* slot_tokens = nullptr;  // [P] token of each slot
+  float* slot_weights = nullptr;   // [P]
+  int32_t* offsets = nullptr;      // [N + 1] expert e has slots [offsets[e], offsets[e + 1])
+  Tensor gate_up;                  // [P, 2M]
+
+  Tensor rows;       // [P, D] what the experts read; in the forward pass then what they wrote
+  Tensor activated;  // [P, M]
+};
+
+// Their gradients.
+struct ExpertGradients {
+  Tensor d_rows;              // [P, D]
+  Tensor d_activated;         // [P, M]
+  Tensor d_gate_up;           // [P, 2M]
+  Tensor d_router_logits;     // [T, N] FP32
+  float* dots = nullptr;      // [P]
+  float* products = nullptr;  // [T, K]
+};
+
 // The tensors of one layer on T tokens. Training keeps those of the first group for every layer (or, with recompute,
 // for one layer at a time); the second group is scratch that the backward pass computes again, since it is cheap.
 struct LayerTensors {
   Tensor input;                 // [T, D] residual stream
-  Tensor qkv;                   // [T, (H + 2G) E], rotated
+  Tensor qkv;                   // [T, (H + 2G) E]; q and k rotated where qk is not a tensor of its own
+  Tensor qk;                    // [T, (H + G) E] q and k normed and rotated; without q/k norms a view of qkv
   Tensor attention;             // [T, H E]
   Tensor lse;                   // [T, H] FP32, packed only
   Tensor middle;                // [T, D] residual stream after attention
-  Tensor gate_up;               // [T, 2F]
+  Tensor gate_up;               // [T, 2F], of a layer without experts
+  ExpertTensors experts;        // of a layer with experts
   Tensor output;                // [T, D] residual stream
   float* input_rstd = nullptr;  // [T], packed only
   float* post_rstd = nullptr;   // [T], packed only
+  float* q_rstd = nullptr;      // [T, H] and [T, G], packed with q/k norms only
+  float* k_rstd = nullptr;
 
   Tensor normed;     // [T, D]
   Tensor activated;  // [T, F]
 };
 
-// Column views of a fused [T, (H + 2G) E] tensor.
+// Column views of a fused [T, (H + 2G) E] tensor (q and k possibly of another).
 struct QkvViews {
   Tensor q, k, v;
 };
+
+// View of a parameter's gradient in the arena; null-data when the model has no such parameter (-1).
+inline Tensor GradientView(const ParamLayout& layout, GradientArena gradients, int param) {
+  if (param < 0) return Tensor();
+  const ParamSpec& spec = layout.params[param];
+  return Tensor(gradients + spec.offset, DType::kF32, spec.rows, spec.cols);
+}
 
 // How much of a layer to run: the backward pass of a recomputed layer does not need the layer's output.
 enum class LayerExtent { kThroughGateUp, kThroughOutput };
@@ -69,12 +106,22 @@ struct Decoder::Impl {
   // The layer, for every caller. `attend` fills tensors.attention from q, k, v.
   void RunLayer(const LayerWeights& weights, const LayerTensors& tensors, std::span<const int32_t> positions,
                 AttendFn attend, LayerExtent extent);
+  // Its second half where the layer has experts: t.output = t.middle + experts(t.normed).
+  void RunExperts(const LayerWeights& weights, const LayerTensors& tensors, LayerExtent extent);
+  // Sorts the pairs of experts [T, K] into slots.
+  void AssignSlots(const ExpertTensors& tensors, int64_t tokens) const;
   // Runs layer `layer` of the packed batch from its input.
   void RunPackedLayer(const Weights& weights, int64_t layer, std::span<const int32_t> cu_seqlens, LayerExtent extent);
   void BackwardLayer(const Weights& weights, int64_t layer, std::span<const int32_t> cu_seqlens,
                      GradientArena gradients);
+  // The transpose of the second half: from d_stream to training.d_normed, which is the gradient of t.normed. t.normed
+  // is computed again.
+  void BackwardMlp(const Weights& weights, int64_t layer, GradientArena gradients);
+  void BackwardExperts(const Weights& weights, int64_t layer, GradientArena gradients);
 
   QkvViews SplitQkv(const Tensor& qkv) const;
+  // What attention sees: q and k of tensors.qk, v of tensors.qkv.
+  QkvViews AttentionInputs(const LayerTensors& tensors) const;
   Tensor RopeTable() const;
   // [1, cols] view of a norm weight or bias; null-data when the buffer is empty.
   Tensor Vector(const Buffer& buffer, int64_t cols) const;
@@ -97,13 +144,16 @@ struct Decoder::Impl {
     float* loss_rstd = nullptr;        // [R]
     float* loss_lse = nullptr;         // [R]
 
-    Tensor d_loss;       // [R, D]
-    Tensor d_stream;     // [T, D]
-    Tensor d_normed;     // [T, D]
-    Tensor d_gate_up;    // [T, 2F], dead when attention's gradients are made: they lie over it
+    Tensor d_loss;     // [R, D]
+    Tensor d_stream;   // [T, D]
+    Tensor d_normed;   // [T, D]
+    Tensor d_gate_up;  // [T, 2F], dead when attention's gradients are made: they lie over it and over d_experts
+    ExpertGradients d_experts;
     Tensor d_attention;  // [T, H E]
     Tensor d_qkv;        // [T, (H + 2G) E]
   };
+  static void CarveExperts(const ModelConfig& config, DType dtype, int64_t tokens, Carver& carver,
+                           ExpertTensors& tensors);
   static void CarveTraining(const ModelConfig& config, DType dtype, int64_t tokens, int64_t loss_rows, bool recompute,
                             Carver& carver, Training& training);
   Buffer training_block;

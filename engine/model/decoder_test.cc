@@ -45,12 +45,30 @@ TEST(KvStorage, CopyPageTakesTheFirstTokensOfEveryLayerAndLeavesTheRest) {
   }
 }
 
-TEST(Decoder, HoldsNoMoreThanTrainingBytesAndAllocatesNothingInSteadyState) {
+// The two kinds of layer, and q/k norms.
+ModelConfig MixtureShape() {
+  ModelConfig config = QuickstartShape();
+  config.architecture = "Qwen3MoeForCausalLM";
+  config.num_layers = 3;
+  config.qkv_bias = false;
+  config.qk_norm = true;
+  config.num_experts = 24;
+  config.experts_per_token = 4;
+  config.moe_intermediate_size = 100;
+  config.norm_topk_prob = true;
+  config.mlp_only_layers = {1};
+  return config;
+}
+
+class DecoderMemory : public ::testing::TestWithParam<bool> {};
+
+TEST_P(DecoderMemory, HoldsNoMoreThanTrainingBytesAndAllocatesNothingInSteadyState) {
   const size_t probe_before = LiveBytes();
   const Buffer probe(1 << 20);
   if (LiveBytes() < probe_before + probe.bytes()) GTEST_SKIP() << "this build's allocator does not count for mallinfo2";
-  ModelConfig config = QuickstartShape();
+  ModelConfig config = GetParam() ? MixtureShape() : QuickstartShape();
   config.num_layers = 3;
+  ASSERT_TRUE(config.Validate().ok());
   for (DType dtype : {DType::kF16, DType::kF32}) {
     for (bool recompute : {false, true}) {
       for (int rows : {64, 700}) {
@@ -76,6 +94,9 @@ TEST(Decoder, HoldsNoMoreThanTrainingBytesAndAllocatesNothingInSteadyState) {
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Kinds, DecoderMemory, ::testing::Bool(),
+                         [](const auto& info) { return std::string(info.param ? "mixture" : "dense"); });
 
 TEST(Decoder, RecomputeNeedsLessMemory) {
   const ModelConfig config = Qwen25Shape05B();

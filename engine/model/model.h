@@ -1,5 +1,6 @@
-// The page of data: what a model is. One decoder definition serves Llama, Qwen2 (and later families): RMSNorm, RoPE,
-// GQA, optional qkv bias, SwiGLU, optionally tied embedding.
+// The page of data: what a model is. One decoder definition serves every family of engine/model/families: RMSNorm, RoPE
+// (plain or of Llama 3.1), GQA, optional qkv bias, optional q/k norms, SwiGLU or a mixture of SwiGLU experts,
+// optionally tied embedding.
 #ifndef LOCKSTEP_ENGINE_MODEL_MODEL_H_
 #define LOCKSTEP_ENGINE_MODEL_MODEL_H_
 
@@ -15,8 +16,19 @@
 
 namespace lockstep {
 
+// rope_type "llama3" (Llama 3.1): frequencies whose wavelength is beyond original_max_positions / low_freq_factor are
+// divided by `factor`, those below original_max_positions / high_freq_factor are kept, and between them the two are
+// blended linearly in original_max_positions / wavelength.
+struct RopeScaling {
+  bool llama3 = false;  // false: plain RoPE, and the rest has no meaning
+  float factor = 1;
+  float low_freq_factor = 1;
+  float high_freq_factor = 4;
+  int64_t original_max_positions = 8192;
+};
+
 struct ModelConfig {
-  std::string architecture;             // "Qwen2ForCausalLM", "LlamaForCausalLM"
+  std::string architecture;             // "Qwen2ForCausalLM", ...: one of engine/model/families
   int64_t vocab_size = 0;               // V
   int64_t hidden_size = 0;              // D
   int64_t num_layers = 0;               // L
@@ -27,12 +39,23 @@ struct ModelConfig {
   int64_t max_position_embeddings = 0;  // longest sequence in tokens
   float rms_norm_eps = 1e-6f;
   float rope_theta = 10000.0f;
+  RopeScaling rope_scaling;
   bool qkv_bias = false;
+  bool qk_norm = false;  // RMSNorm over E of each head of q and of k, before RoPE
   bool tie_word_embeddings = false;
   std::vector<int32_t> eos_token_ids;
   int32_t bos_token_id = -1;  // -1: none
 
+  // Mixture of experts; num_experts 0: none, every layer has one MLP of intermediate_size.
+  int64_t num_experts = 0;               // N
+  int64_t experts_per_token = 0;         // K
+  int64_t moe_intermediate_size = 0;     // M: width of one expert
+  bool norm_topk_prob = false;           // the K chosen probabilities are scaled to sum to 1
+  int64_t decoder_sparse_step = 1;       // layer l (from 0) has experts when (l + 1) % step is 0 ...
+  std::vector<int32_t> mlp_only_layers;  // ... and it is not one of these
+
   int64_t qkv_rows() const { return (num_heads + 2 * num_kv_heads) * head_dim; }
+  bool HasExperts(int64_t layer) const;
   // One line that names the field, its value and the limit, or OK.
   absl::Status Validate() const;
   // Digest of the shape fields: equal on every process of a run.
@@ -42,12 +65,14 @@ struct ModelConfig {
 // One parameter as the engine holds it. q, k, v are one matrix, as are gate and up.
 struct ParamSpec {
   enum class Kind { kEmbedding, kVector, kMatrix };
-  std::string name;  // "embed", "layers.3.qkv", "layers.3.qkv_bias", "layers.3.input_norm", "layers.3.o", ...
+  // "embed", "layers.3.qkv", "layers.3.qkv_bias", "layers.3.input_norm", "layers.3.experts.7.down", ...
+  std::string name;
   Kind kind = Kind::kMatrix;
   int64_t rows = 0;  // vectors: 1
   int64_t cols = 0;
   int64_t offset = 0;  // of its first element in a flat FP32 arena of all parameters (row-major)
   bool weight_decay = false;
+  int64_t layer = -1;  // -1: of no layer
   int64_t size() const { return rows * cols; }
 };
 
@@ -58,6 +83,11 @@ struct HfTensor {
   int param = 0;     // index into ParamLayout::params
   int64_t row_begin = 0;
   std::vector<int64_t> shape;
+  // An expert's tensor may instead be rows [stacked_row, stacked_row + shape[0]) of this tensor, seen as a matrix: all
+  // experts of a layer in one. Empty: there is no such layout.
+  std::string stacked_name;
+  std::vector<int64_t> stacked_shape;
+  int64_t stacked_row = 0;
 };
 
 struct ParamLayout {
@@ -70,10 +100,16 @@ struct ParamLayout {
     int input_norm = -1;
     int qkv = -1;
     int qkv_bias = -1;
+    int q_norm = -1;
+    int k_norm = -1;
     int o = -1;
     int post_norm = -1;
-    int gate_up = -1;
+    int gate_up = -1;  // -1 in a layer with experts, as is down
     int down = -1;
+    int router = -1;   // -1 in a layer without experts
+    int experts = -1;  // of expert e: gate_up at experts + 2 e, down behind it
+    int expert_gate_up(int64_t expert) const { return experts + 2 * static_cast<int>(expert); }
+    int expert_down(int64_t expert) const { return expert_gate_up(expert) + 1; }
   };
   int embed = 0;
   std::vector<LayerParams> layers;
@@ -85,12 +121,20 @@ struct ParamLayout {
   ParamLayout() = default;
 };
 
+struct ExpertWeights {
+  PackedMatrix gate_up;  // [2M, D]: gate rows, then up
+  PackedMatrix down;     // [D, M]
+};
+
 struct LayerWeights {
-  Buffer input_norm, post_norm, qkv_bias;  // vectors in the weights' dtype; qkv_bias empty without bias
-  PackedMatrix qkv;                        // [(H + 2G) E, D]: q rows, then k, then v
-  PackedMatrix o;                          // [D, H E]
-  PackedMatrix gate_up;                    // [2F, D]: gate rows, then up
-  PackedMatrix down;                       // [D, F]
+  Buffer input_norm, post_norm;        // vectors in the weights' dtype
+  Buffer qkv_bias, q_norm, k_norm;     // [(H + 2G) E], [E], [E]; empty where the model has none
+  PackedMatrix qkv;                    // [(H + 2G) E, D]: q rows, then k, then v
+  PackedMatrix o;                      // [D, H E]
+  PackedMatrix gate_up;                // [2F, D]: gate rows, then up; empty in a layer with experts, as is down
+  PackedMatrix down;                   // [D, F]
+  PackedMatrix router;                 // [N, D]; empty in a layer without experts
+  std::vector<ExpertWeights> experts;  // [N]
 };
 
 // A complete set of weights in one dtype: immutable once it is published to readers.

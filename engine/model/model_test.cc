@@ -61,6 +61,18 @@ TEST(ModelConfig, HashChangesWithEveryShapeField) {
   EXPECT_TRUE(changed([](ModelConfig& c) { c.qkv_bias = false; }));
   EXPECT_TRUE(changed([](ModelConfig& c) { c.tie_word_embeddings = false; }));
   EXPECT_TRUE(changed([](ModelConfig& c) { c.architecture = "LlamaForCausalLM"; }));
+  EXPECT_TRUE(changed([](ModelConfig& c) { c.qk_norm = true; }));
+  EXPECT_TRUE(changed([](ModelConfig& c) { c.rope_scaling.llama3 = true; }));
+  EXPECT_TRUE(changed([](ModelConfig& c) { c.rope_scaling = {true, 8.0f, 1.0f, 4.0f, 8192}; }));
+  const auto experts = [](ModelConfig& c) {
+    c.num_experts = 4;
+    c.experts_per_token = 2;
+    c.moe_intermediate_size = 8;
+  };
+  EXPECT_TRUE(changed(experts));
+  EXPECT_TRUE(changed([&](ModelConfig& c) { experts(c), c.norm_topk_prob = true; }));
+  EXPECT_TRUE(changed([&](ModelConfig& c) { experts(c), c.mlp_only_layers = {1}; }));
+  EXPECT_TRUE(changed([&](ModelConfig& c) { experts(c), c.decoder_sparse_step = 2; }));
   EXPECT_EQ(SmallConfig().Hash(), *hashes.find(SmallConfig().Hash()));
 }
 
@@ -117,6 +129,44 @@ TEST(ParamLayout, NamesTheTensorsOfHuggingFace) {
   EXPECT_EQ(layout.hf_tensors.back().name, "model.norm.weight");
 }
 
+TEST(ParamLayout, MapsExpertsBothWaysTheyLieOnDisk) {
+  ModelConfig config = SmallConfig();
+  config.architecture = "Qwen3MoeForCausalLM";
+  config.qkv_bias = false;
+  config.qk_norm = true;
+  config.num_experts = 3;
+  config.experts_per_token = 2;
+  config.moe_intermediate_size = 12;
+  config.mlp_only_layers = {0};
+  ASSERT_TRUE(config.Validate().ok()) << config.Validate();
+  const ParamLayout layout(config);
+  EXPECT_EQ(layout.layers[0].router, -1);
+  EXPECT_EQ(layout.layers[1].gate_up, -1);
+  EXPECT_EQ(layout.params[layout.layers[1].router].name, "layers.1.router");
+  EXPECT_EQ(layout.params[layout.layers[2].expert_down(2)].name, "layers.2.experts.2.down");
+  int found = 0;
+  for (const HfTensor& tensor : layout.hf_tensors) {
+    if (tensor.name == "model.layers.1.mlp.experts.2.up_proj.weight") {
+      ++found;
+      EXPECT_EQ(tensor.param, layout.layers[1].expert_gate_up(2));
+      EXPECT_EQ(tensor.row_begin, 12);
+      EXPECT_EQ(tensor.shape, (std::vector<int64_t>{12, 40}));
+      EXPECT_EQ(tensor.stacked_name, "model.layers.1.mlp.experts.gate_up_proj");
+      EXPECT_EQ(tensor.stacked_shape, (std::vector<int64_t>{3, 24, 40}));
+      EXPECT_EQ(tensor.stacked_row, 2 * 24 + 12);
+    }
+    if (tensor.name == "model.layers.1.mlp.experts.1.down_proj.weight") {
+      ++found;
+      EXPECT_EQ(tensor.stacked_shape, (std::vector<int64_t>{3, 40, 12}));
+      EXPECT_EQ(tensor.stacked_row, 40);
+    }
+    if (tensor.name == "model.layers.2.mlp.gate.weight" || tensor.name == "model.layers.2.self_attn.k_norm.weight") {
+      ++found;
+    }
+  }
+  EXPECT_EQ(found, 4);
+}
+
 TEST(Weights, ArenaGoesInAndOutAndRoundsToTheDtype) {
   ModelConfig config = SmallConfig();
   config.tie_word_embeddings = false;
@@ -130,6 +180,24 @@ TEST(Weights, ArenaGoesInAndOutAndRoundsToTheDtype) {
     for (int64_t i = 0; i < layout.total_size; ++i) ASSERT_EQ(back[i], RoundTo(dtype, arena[i])) << i;
     EXPECT_GE(weights.bytes(), layout.total_size * DTypeSize(dtype));
   }
+}
+
+TEST(Weights, EveryParameterOfAMixtureHasItsPlace) {
+  ModelConfig config = SmallConfig();
+  config.architecture = "Qwen3MoeForCausalLM";
+  config.qkv_bias = false;
+  config.qk_norm = true;
+  config.num_experts = 3;
+  config.experts_per_token = 2;
+  config.moe_intermediate_size = 12;
+  config.mlp_only_layers = {0};
+  const std::vector<float> arena = testing::TestArena(config);
+  std::vector<float> back(arena.size());
+  Weights weights(config, DType::kF16);
+  weights.SetFromArena(arena.data());
+  weights.CopyToArena(back.data());
+  EXPECT_EQ(back, arena);
+  EXPECT_GE(weights.bytes(), arena.size() * 2);
 }
 
 TEST(Weights, RowsOfAVectorAreElements) {

@@ -94,9 +94,10 @@ Golden LoadGolden(const std::string& name) {
   std::ifstream file("engine/model/testdata/" + name + ".golden", std::ios::binary);
   LOCKSTEP_CHECK(file.good(), "golden is not there");
   Reader reader(std::string(std::istreambuf_iterator<char>(file), {}));
-  LOCKSTEP_CHECK(reader.Take<uint32_t>(1)[0] == 0x4447534Cu, "not a golden");  // "LSGD"
+  LOCKSTEP_CHECK(reader.Take<uint32_t>(1)[0] == 0x3247534Cu, "not a golden");  // "LSG2"
   const std::vector<int32_t> ints = reader.Take<int32_t>(13);
-  const std::vector<float> floats = reader.Take<float>(3);
+  const std::vector<int32_t> parts = reader.Take<int32_t>(8);
+  const std::vector<float> floats = reader.Take<float>(6);
   Golden golden;
   ModelConfig& config = golden.config;
   config.vocab_size = ints[0];
@@ -109,7 +110,20 @@ Golden LoadGolden(const std::string& name) {
   config.max_position_embeddings = ints[7];
   config.qkv_bias = ints[8] != 0;
   config.tie_word_embeddings = ints[9] != 0;
-  config.architecture = config.qkv_bias ? "Qwen2ForCausalLM" : "LlamaForCausalLM";
+  config.qk_norm = parts[0] != 0;
+  config.rope_scaling = {parts[1] != 0, floats[3], floats[4], floats[5], parts[1]};
+  config.num_experts = parts[2];
+  config.experts_per_token = parts[3];
+  config.moe_intermediate_size = parts[4];
+  config.norm_topk_prob = parts[5] != 0;
+  config.decoder_sparse_step = parts[6];
+  for (int32_t layer = 0; layer < config.num_layers; ++layer) {
+    if ((parts[7] >> layer & 1) != 0) config.mlp_only_layers.push_back(layer);
+  }
+  config.architecture = config.num_experts > 0 ? "Qwen3MoeForCausalLM"
+                        : config.qk_norm       ? "Qwen3ForCausalLM"
+                        : config.qkv_bias      ? "Qwen2ForCausalLM"
+                                               : "LlamaForCausalLM";
   config.rms_norm_eps = floats[0];
   config.rope_theta = floats[1];
   golden.temperature = floats[2];

@@ -90,6 +90,23 @@ class TimedOps : public Ops {
   void SwiGluBackward(const Tensor& d_out, const Tensor& gate_up, const Tensor& d_gate_up) override {
     Time("SwiGluBackward", 0, [&] { ops_->SwiGluBackward(d_out, gate_up, d_gate_up); });
   }
+  void RouteTopK(const Tensor& logits, int64_t top_k, bool normalize, int32_t* experts, float* weights) override {
+    Time("RouteTopK", 0, [&] { ops_->RouteTopK(logits, top_k, normalize, experts, weights); });
+  }
+  void RouteTopKBackward(const Tensor& logits, std::span<const int32_t> experts, bool normalize, const float* products,
+                         const Tensor& d_logits) override {
+    Time("RouteTopKBackward", 0, [&] { ops_->RouteTopKBackward(logits, experts, normalize, products, d_logits); });
+  }
+  void GatherRows(const Tensor& x, std::span<const int32_t> rows, const float* scale, const Tensor& out) override {
+    Time("GatherRows", 0, [&] { ops_->GatherRows(x, rows, scale, out); });
+  }
+  void CombineRows(const Tensor& x, std::span<const int32_t> slots, const float* weights, const Tensor& residual,
+                   const Tensor& out) override {
+    Time("CombineRows", 0, [&] { ops_->CombineRows(x, slots, weights, residual, out); });
+  }
+  void RowDots(const Tensor& a, const Tensor& b, float* out) override {
+    Time("RowDots", 0, [&] { ops_->RowDots(a, b, out); });
+  }
   void LogProb(const Tensor& x, const PackedMatrix& w, std::span<const int32_t> targets, float temperature,
                float* log_prob, float* entropy, float* lse) override {
     Time("LogProb", Product(x.rows, w), [&] { ops_->LogProb(x, w, targets, temperature, log_prob, entropy, lse); });

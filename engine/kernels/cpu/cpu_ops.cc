@@ -3,6 +3,7 @@
 
 #include "engine/kernels/cpu/attention.h"
 #include "engine/kernels/cpu/elementwise.h"
+#include "engine/kernels/cpu/experts.h"
 #include "engine/kernels/cpu/linear.h"
 #include "engine/kernels/cpu/log_prob.h"
 #include "engine/kernels/ops.h"
@@ -63,6 +64,21 @@ class CpuOps : public Ops {
   void SwiGluBackward(const Tensor& d_out, const Tensor& gate_up, const Tensor& d_gate_up) override {
     cpu::SwiGluBackward(context_, d_out, gate_up, d_gate_up);
   }
+  void RouteTopK(const Tensor& logits, int64_t top_k, bool normalize, int32_t* experts, float* weights) override {
+    cpu::RouteTopK(context_, logits, top_k, normalize, experts, weights);
+  }
+  void RouteTopKBackward(const Tensor& logits, std::span<const int32_t> experts, bool normalize, const float* products,
+                         const Tensor& d_logits) override {
+    cpu::RouteTopKBackward(context_, logits, experts, normalize, products, d_logits);
+  }
+  void GatherRows(const Tensor& x, std::span<const int32_t> rows, const float* scale, const Tensor& out) override {
+    cpu::GatherRows(context_, x, rows, scale, out);
+  }
+  void CombineRows(const Tensor& x, std::span<const int32_t> slots, const float* weights, const Tensor& residual,
+                   const Tensor& out) override {
+    cpu::CombineRows(context_, x, slots, weights, residual, out);
+  }
+  void RowDots(const Tensor& a, const Tensor& b, float* out) override { cpu::RowDots(context_, a, b, out); }
   void LogProb(const Tensor& x, const PackedMatrix& w, std::span<const int32_t> targets, float temperature,
                float* log_prob, float* entropy, float* lse) override {
     cpu::LogProb(context_, x, w, targets, temperature, log_prob, entropy, lse);

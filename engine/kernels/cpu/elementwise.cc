@@ -5,27 +5,13 @@
 #include <cstring>
 
 #include "engine/base/check.h"
+#include "engine/kernels/cpu/for_rows.h"
 #include "engine/kernels/cpu/vector_math.h"
 
 namespace lockstep::cpu {
 namespace {
 
-// Below this many elements a barrier costs more than the work.
-constexpr int64_t kSerialElements = 4096;
 constexpr int64_t kNormSlices = 64;
-
-// body(begin, end) over [0, rows), split over threads when there is enough work.
-template <typename Body>
-void ForRows(CpuContext& context, int64_t rows, int64_t row_elements, const Body& body) {
-  if (rows * row_elements <= kSerialElements) {
-    body(0, rows);
-    return;
-  }
-  context.pool.Run([&](int thread, int threads) {
-    const auto [begin, end] = StaticSplit(rows, 1, thread, threads);
-    body(begin, end);
-  });
-}
 
 }  // namespace
 
@@ -56,24 +42,67 @@ void EmbeddingBackward(CpuContext& context, std::span<const int32_t> ids, const 
   });
 }
 
+namespace {
+
+// One group of d elements; returns rstd.
+float NormGroup(DType dtype, const void* x, DType weight_dtype, const void* weight, int64_t d, float eps,
+                DType out_dtype, void* out) {
+  __m256 squares = _mm256_setzero_ps();
+  for (int64_t i = 0; i < d; i += kLanes) {
+    const __m256 v = Load(dtype, Offset(dtype, x, i), d - i);
+    squares = _mm256_fmadd_ps(v, v, squares);
+  }
+  const float r = 1.0f / std::sqrt(SumLanes(squares) / static_cast<float>(d) + eps);
+  const __m256 scale = _mm256_set1_ps(r);
+  for (int64_t i = 0; i < d; i += kLanes) {
+    const __m256 v = Load(dtype, Offset(dtype, x, i), d - i);
+    const __m256 w = Load(weight_dtype, Offset(weight_dtype, weight, i), d - i);
+    Store(out_dtype, Offset(out_dtype, out, i), _mm256_mul_ps(_mm256_mul_ps(v, scale), w), d - i);
+  }
+  return r;
+}
+
+// Columns [begin, begin + weight.cols) of row t; adds to sums [weight.cols].
+void NormGroupBackward(const Tensor& d_out, const Tensor& x, const Tensor& weight, float r, const Tensor& d_residual,
+                       const Tensor& d_x, int64_t t, int64_t begin, float* sums) {
+  const int64_t d = weight.cols;
+  const void* x_row = Offset(x.dtype, x.Row(t), begin);
+  const void* d_out_row = Offset(d_out.dtype, d_out.Row(t), begin);
+  const __m256 scale = _mm256_set1_ps(r);
+  __m256 dot = _mm256_setzero_ps();
+  for (int64_t i = 0; i < d; i += kLanes) {
+    const __m256 v = Load(x.dtype, Offset(x.dtype, x_row, i), d - i);
+    const __m256 g = Load(d_out.dtype, Offset(d_out.dtype, d_out_row, i), d - i);
+    const __m256 w = Load(weight.dtype, Offset(weight.dtype, weight.data, i), d - i);
+    dot = _mm256_fmadd_ps(_mm256_mul_ps(w, g), v, dot);
+  }
+  const __m256 c = _mm256_set1_ps(SumLanes(dot) * r * r / static_cast<float>(d));
+  for (int64_t i = 0; i < d; i += kLanes) {
+    const int64_t n = d - i;
+    const __m256 v = Load(x.dtype, Offset(x.dtype, x_row, i), n);
+    const __m256 g = Load(d_out.dtype, Offset(d_out.dtype, d_out_row, i), n);
+    const __m256 w = Load(weight.dtype, Offset(weight.dtype, weight.data, i), n);
+    StoreFloats(sums + i, _mm256_fmadd_ps(_mm256_mul_ps(g, v), scale, LoadFloats(sums + i, n)), n);
+    __m256 result = _mm256_mul_ps(scale, _mm256_fnmadd_ps(v, c, _mm256_mul_ps(w, g)));
+    if (d_residual.data != nullptr) {
+      const void* residual = Offset(d_residual.dtype, d_residual.Row(t), begin + i);
+      result = _mm256_add_ps(result, Load(d_residual.dtype, residual, n));
+    }
+    Store(d_x.dtype, Offset(d_x.dtype, d_x.Row(t), begin + i), result, n);
+  }
+}
+
+}  // namespace
+
 void RmsNorm(CpuContext& context, const Tensor& x, const Tensor& weight, float eps, const Tensor& out, float* rstd) {
-  const int64_t d = x.cols;
-  ForRows(context, x.rows, d, [&](int64_t begin, int64_t end) {
+  const int64_t d = weight.cols, groups = x.cols / d;
+  LOCKSTEP_CHECK(x.cols == groups * d && out.cols == x.cols, "rows of an RMSNorm are whole groups");
+  ForRows(context, x.rows, x.cols, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      const void* row = x.Row(t);
-      __m256 squares = _mm256_setzero_ps();
-      for (int64_t i = 0; i < d; i += kLanes) {
-        const __m256 v = Load(x.dtype, Offset(x.dtype, row, i), d - i);
-        squares = _mm256_fmadd_ps(v, v, squares);
-      }
-      const float r = 1.0f / std::sqrt(SumLanes(squares) / static_cast<float>(d) + eps);
-      if (rstd != nullptr) rstd[t] = r;
-      const __m256 scale = _mm256_set1_ps(r);
-      void* to = out.Row(t);
-      for (int64_t i = 0; i < d; i += kLanes) {
-        const __m256 v = Load(x.dtype, Offset(x.dtype, row, i), d - i);
-        const __m256 w = Load(weight.dtype, Offset(weight.dtype, weight.data, i), d - i);
-        Store(out.dtype, Offset(out.dtype, to, i), _mm256_mul_ps(_mm256_mul_ps(v, scale), w), d - i);
+      for (int64_t group = 0; group < groups; ++group) {
+        const float r = NormGroup(x.dtype, Offset(x.dtype, x.Row(t), group * d), weight.dtype, weight.data, d, eps,
+                                  out.dtype, Offset(out.dtype, out.Row(t), group * d));
+        if (rstd != nullptr) rstd[t * groups + group] = r;
       }
     }
   });
@@ -82,36 +111,18 @@ void RmsNorm(CpuContext& context, const Tensor& x, const Tensor& weight, float e
 void RmsNormBackward(CpuContext& context, const Tensor& d_out, const Tensor& x, const Tensor& weight, const float* rstd,
                      const Tensor& d_residual, const Tensor& d_x, const Tensor& d_weight) {
   // y_i = x_i r w_i:  dx_i = r (w_i dy_i - x_i r^2 / d * sum_j w_j dy_j x_j),  dw_i = sum_t dy_i x_i r.
-  const int64_t d = x.cols;
+  const int64_t d = weight.cols, groups = x.cols / d;
+  LOCKSTEP_CHECK(x.cols == groups * d && d_x.cols == x.cols, "rows of an RMSNorm are whole groups");
   const int64_t slices = std::min(kNormSlices, std::max<int64_t>(x.rows, 1));
   float* partial = context.general.Get<float>(static_cast<size_t>(slices * d));
   std::memset(partial, 0, static_cast<size_t>(slices * d) * sizeof(float));
   context.pool.Run([&](int thread, int threads) {
     const auto [slice_begin, slice_end] = StaticSplit(slices, 1, thread, threads);
     for (int64_t slice = slice_begin; slice < slice_end; ++slice) {
-      float* sums = partial + slice * d;
       for (int64_t t = x.rows * slice / slices; t < x.rows * (slice + 1) / slices; ++t) {
-        const float r = rstd[t];
-        const __m256 scale = _mm256_set1_ps(r);
-        __m256 dot = _mm256_setzero_ps();
-        for (int64_t i = 0; i < d; i += kLanes) {
-          const __m256 v = Load(x.dtype, Offset(x.dtype, x.Row(t), i), d - i);
-          const __m256 g = Load(d_out.dtype, Offset(d_out.dtype, d_out.Row(t), i), d - i);
-          const __m256 w = Load(weight.dtype, Offset(weight.dtype, weight.data, i), d - i);
-          dot = _mm256_fmadd_ps(_mm256_mul_ps(w, g), v, dot);
-        }
-        const __m256 c = _mm256_set1_ps(SumLanes(dot) * r * r / static_cast<float>(d));
-        for (int64_t i = 0; i < d; i += kLanes) {
-          const int64_t n = d - i;
-          const __m256 v = Load(x.dtype, Offset(x.dtype, x.Row(t), i), n);
-          const __m256 g = Load(d_out.dtype, Offset(d_out.dtype, d_out.Row(t), i), n);
-          const __m256 w = Load(weight.dtype, Offset(weight.dtype, weight.data, i), n);
-          StoreFloats(sums + i, _mm256_fmadd_ps(_mm256_mul_ps(g, v), scale, LoadFloats(sums + i, n)), n);
-          __m256 result = _mm256_mul_ps(scale, _mm256_fnmadd_ps(v, c, _mm256_mul_ps(w, g)));
-          if (d_residual.data != nullptr) {
-            result = _mm256_add_ps(result, Load(d_residual.dtype, Offset(d_residual.dtype, d_residual.Row(t), i), n));
-          }
-          Store(d_x.dtype, Offset(d_x.dtype, d_x.Row(t), i), result, n);
+        for (int64_t group = 0; group < groups; ++group) {
+          NormGroupBackward(d_out, x, weight, rstd[t * groups + group], d_residual, d_x, t, group * d,
+                            partial + slice * d);
         }
       }
     }

@@ -17,7 +17,8 @@ void EmbeddingBackward(CpuContext& context, std::span<const int32_t> ids, const 
 
 // Sum of squares: lane i takes the elements with index mod 8 == i in ascending order by fma; then the lane tree.
 void RmsNorm(CpuContext& context, const Tensor& x, const Tensor& weight, float eps, const Tensor& out, float* rstd);
-// d_weight: rows are summed in ascending order within 64 fixed slices of the rows, the slices in ascending order.
+// d_weight: rows (and in a row groups) are summed in ascending order within 64 fixed slices of the rows, the slices in
+// ascending order.
 void RmsNormBackward(CpuContext& context, const Tensor& d_out, const Tensor& x, const Tensor& weight, const float* rstd,
                      const Tensor& d_residual, const Tensor& d_x, const Tensor& d_weight);
 

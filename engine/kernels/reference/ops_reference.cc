@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "engine/kernels/ops.h"
@@ -51,27 +52,33 @@ class ReferenceOps : public Ops {
   }
 
   void RmsNorm(const Tensor& x, const Tensor& weight, float eps, const Tensor& out, float* rstd) override {
+    const int64_t d = weight.cols, groups = x.cols / d;
     for (int64_t t = 0; t < x.rows; ++t) {
-      double squares = 0;
-      for (int64_t i = 0; i < x.cols; ++i) squares += Get(x, t, i) * Get(x, t, i);
-      const double r = 1 / std::sqrt(squares / static_cast<double>(x.cols) + static_cast<double>(eps));
-      if (rstd != nullptr) rstd[t] = static_cast<float>(r);
-      for (int64_t i = 0; i < x.cols; ++i) Set(out, t, i, Get(x, t, i) * r * Get(weight, 0, i));
+      for (int64_t begin = 0; begin < x.cols; begin += d) {
+        double squares = 0;
+        for (int64_t i = begin; i < begin + d; ++i) squares += Get(x, t, i) * Get(x, t, i);
+        const double r = 1 / std::sqrt(squares / static_cast<double>(d) + static_cast<double>(eps));
+        if (rstd != nullptr) rstd[t * groups + begin / d] = static_cast<float>(r);
+        for (int64_t i = begin; i < begin + d; ++i) Set(out, t, i, Get(x, t, i) * r * Get(weight, 0, i - begin));
+      }
     }
   }
 
   void RmsNormBackward(const Tensor& d_out, const Tensor& x, const Tensor& weight, const float* rstd,
                        const Tensor& d_residual, const Tensor& d_x, const Tensor& d_weight) override {
+    const int64_t d = weight.cols, groups = x.cols / d;
     for (int64_t t = 0; t < x.rows; ++t) {
-      const double r = static_cast<double>(rstd[t]);
-      double dot = 0;
-      for (int64_t i = 0; i < x.cols; ++i) dot += Get(weight, 0, i) * Get(d_out, t, i) * Get(x, t, i);
-      for (int64_t i = 0; i < x.cols; ++i) {
-        const double g = Get(d_out, t, i), v = Get(x, t, i);
-        Add(d_weight, 0, i, g * v * r);
-        double result = r * (Get(weight, 0, i) * g - v * r * r / static_cast<double>(x.cols) * dot);
-        if (d_residual.data != nullptr) result += Get(d_residual, t, i);
-        Set(d_x, t, i, result);
+      for (int64_t begin = 0; begin < x.cols; begin += d) {
+        const double r = static_cast<double>(rstd[t * groups + begin / d]);
+        double dot = 0;
+        for (int64_t i = begin; i < begin + d; ++i) dot += Get(weight, 0, i - begin) * Get(d_out, t, i) * Get(x, t, i);
+        for (int64_t i = begin; i < begin + d; ++i) {
+          const double g = Get(d_out, t, i), v = Get(x, t, i);
+          Add(d_weight, 0, i - begin, g * v * r);
+          double result = r * (Get(weight, 0, i - begin) * g - v * r * r / static_cast<double>(d) * dot);
+          if (d_residual.data != nullptr) result += Get(d_residual, t, i);
+          Set(d_x, t, i, result);
+        }
       }
     }
   }
@@ -244,6 +251,72 @@ class ReferenceOps : public Ops {
     }
   }
 
+  void RouteTopK(const Tensor& logits, int64_t top_k, bool normalize, int32_t* experts, float* weights) override {
+    for (int64_t t = 0; t < logits.rows; ++t) {
+      std::vector<int32_t> order(static_cast<size_t>(logits.cols));
+      std::iota(order.begin(), order.end(), 0);
+      std::stable_sort(order.begin(), order.end(),
+                       [&](int32_t a, int32_t b) { return Get(logits, t, a) > Get(logits, t, b); });
+      std::sort(order.begin(), order.begin() + top_k);
+      std::copy(order.begin(), order.begin() + top_k, experts + t * top_k);
+      const std::vector<double> q =
+          RouterSoftmax(logits, t, {experts + t * top_k, static_cast<size_t>(top_k)}, normalize);
+      for (int64_t j = 0; j < top_k; ++j) {
+        weights[t * top_k + j] = static_cast<float>(q[static_cast<size_t>(experts[t * top_k + j])]);
+      }
+    }
+  }
+
+  void RouteTopKBackward(const Tensor& logits, std::span<const int32_t> experts, bool normalize, const float* products,
+                         const Tensor& d_logits) override {
+    if (logits.rows == 0) return;
+    const size_t top_k = experts.size() / static_cast<size_t>(logits.rows);
+    for (int64_t t = 0; t < logits.rows; ++t) {
+      const std::span<const int32_t> chosen = experts.subspan(static_cast<size_t>(t) * top_k, top_k);
+      const std::vector<double> q = RouterSoftmax(logits, t, chosen, normalize);
+      const float* own = products + static_cast<size_t>(t) * top_k;
+      double sum = 0;
+      for (size_t j = 0; j < top_k; ++j) sum += static_cast<double>(own[j]);
+      std::vector<double> d(q.size());
+      for (size_t i = 0; i < q.size(); ++i) d[i] = -q[i] * sum;
+      for (size_t j = 0; j < top_k; ++j) d[static_cast<size_t>(chosen[j])] += static_cast<double>(own[j]);
+      for (size_t i = 0; i < q.size(); ++i) Set(d_logits, t, static_cast<int64_t>(i), d[i]);
+    }
+  }
+
+  void GatherRows(const Tensor& x, std::span<const int32_t> rows, const float* scale, const Tensor& out) override {
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const double factor = scale == nullptr ? 1 : static_cast<double>(scale[i]);
+      for (int64_t c = 0; c < x.cols; ++c) Set(out, static_cast<int64_t>(i), c, factor * Get(x, rows[i], c));
+    }
+  }
+
+  void CombineRows(const Tensor& x, std::span<const int32_t> slots, const float* weights, const Tensor& residual,
+                   const Tensor& out) override {
+    if (out.rows == 0) return;
+    const size_t top_k = slots.size() / static_cast<size_t>(out.rows);
+    for (int64_t t = 0; t < out.rows; ++t) {
+      for (int64_t c = 0; c < out.cols; ++c) {
+        double sum = 0;
+        for (size_t i = static_cast<size_t>(t) * top_k; i < static_cast<size_t>(t + 1) * top_k; ++i) {
+          sum += (weights == nullptr ? 1 : static_cast<double>(weights[i])) * Get(x, slots[i], c);
+        }
+        if (residual.data != nullptr) {
+          sum = static_cast<double>(RoundTo(out.dtype, static_cast<float>(sum))) + Get(residual, t, c);
+        }
+        Set(out, t, c, sum);
+      }
+    }
+  }
+
+  void RowDots(const Tensor& a, const Tensor& b, float* out) override {
+    for (int64_t i = 0; i < a.rows; ++i) {
+      double sum = 0;
+      for (int64_t c = 0; c < a.cols; ++c) sum += Get(a, i, c) * Get(b, i, c);
+      out[i] = static_cast<float>(sum);
+    }
+  }
+
   void LogProb(const Tensor& x, const PackedMatrix& w, std::span<const int32_t> targets, float temperature,
                float* log_prob, float* entropy, float* lse) override {
     for (int64_t t = 0; t < x.rows; ++t) {
@@ -284,6 +357,23 @@ class ReferenceOps : public Ops {
   }
 
  private:
+  // [N]: the softmax of a row over the chosen experts (0 elsewhere), or over all.
+  static std::vector<double> RouterSoftmax(const Tensor& logits, int64_t row, std::span<const int32_t> chosen,
+                                           bool over_chosen) {
+    std::vector<double> z(static_cast<size_t>(logits.cols)), q(z.size(), 0.0), entering;
+    for (size_t i = 0; i < z.size(); ++i) z[i] = Get(logits, row, static_cast<int64_t>(i));
+    for (size_t i = 0; i < z.size(); ++i) {
+      const bool is_chosen = std::find(chosen.begin(), chosen.end(), static_cast<int32_t>(i)) != chosen.end();
+      if (is_chosen || !over_chosen) entering.push_back(z[i]);
+    }
+    const double log_sum = LogSum(entering);
+    for (size_t i = 0; i < z.size(); ++i) {
+      const bool is_chosen = std::find(chosen.begin(), chosen.end(), static_cast<int32_t>(i)) != chosen.end();
+      if (is_chosen || !over_chosen) q[i] = std::exp(z[i] - log_sum);
+    }
+    return q;
+  }
+
   // softmax(q k^T scale) v over keys 0 .. keys-1; returns the log of the denominator.
   template <typename Q, typename K, typename V, typename Out>
   static double Row(const AttentionShape& shape, int64_t keys, Q q, K k, V v, Out out) {
