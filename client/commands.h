@@ -12,8 +12,9 @@
 namespace lockstep {
 
 struct Arguments {
-  std::vector<std::string> words;                          // not beginning with --
-  std::vector<std::pair<std::string, std::string>> flags;  // --name=value or --name value, or --name with an empty value
+  std::vector<std::string> words;  // not beginning with --
+  std::vector<std::pair<std::string, std::string>>
+      flags;  // --name=value or --name value, or --name with an empty value
   // The value of a flag, or `otherwise`; has tells whether it was given.
   std::string Get(const std::string& name, const std::string& otherwise = "") const;
   bool Has(const std::string& name) const;

@@ -1,5 +1,5 @@
-// tokenize: texts to token ids by a model folder's tokenizer. The work is lockstep_tokenize's, which takes this process's
-// place: the client itself links no engine.
+// tokenize: texts to token ids by a model folder's tokenizer. The work is lockstep_tokenize's, which takes this
+// process's place: the client itself links no engine.
 #include <unistd.h>
 
 #include <cerrno>
@@ -12,9 +12,9 @@
 namespace lockstep {
 
 int TokenizeCommand(const std::vector<std::string>& arguments) {
-  const absl::StatusOr<Arguments> split =
-      SplitArguments(arguments, {"model=", "add-special-tokens", "no-add-special-tokens", "decode",
-                                 "skip-special-tokens", "json", "chat"});
+  const absl::StatusOr<Arguments> split = SplitArguments(
+      arguments,
+      {"model=", "add-special-tokens", "no-add-special-tokens", "decode", "skip-special-tokens", "json", "chat"});
   if (!split.ok()) return Fail(split.status(), 2);
   if (!split->words.empty()) return Usage("tokenize reads its texts from stdin, one a line");
   if (split->Get("model").empty()) return Usage("usage: lockstep tokenize --model=DIR [flags] < TEXTS");

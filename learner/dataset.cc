@@ -61,8 +61,8 @@ absl::Status EncodeProblem(const DatasetOptions& options, const PromptTemplate& 
   return absl::OkStatus();
 }
 
-absl::Status ParseLine(const DatasetOptions& options, const PromptTemplate& prompt_template,
-                       const Tokenizer& tokenizer, const std::string& line, Problem* problem) {
+absl::Status ParseLine(const DatasetOptions& options, const PromptTemplate& prompt_template, const Tokenizer& tokenizer,
+                       const std::string& line, Problem* problem) {
   const Json object = Json::parse(line, nullptr, /*allow_exceptions=*/false);
   if (!object.is_object()) return absl::InvalidArgumentError("not a JSON object");
   const auto prompt = Field(object, {"prompt", "problem", "input"});

@@ -17,7 +17,8 @@ struct Named {
 constexpr Named kNamed[] = {
     {"none", "{prompt}"},
     {"r1_distill_qwen",
-     "<｜begin▁of▁sentence｜><｜User｜>{prompt} Please reason step by step, and put your final answer within \\boxed{}.\n"
+     "<｜begin▁of▁sentence｜><｜User｜>{prompt} Please reason step by step, and put your final answer within "
+     "\\boxed{}.\n"
      "<｜Assistant｜><think>\n"},
     {"qwen_math",
      "<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
@@ -26,7 +27,8 @@ constexpr Named kNamed[] = {
      "A conversation between User and Assistant. The User asks a question, and the Assistant solves it. The Assistant "
      "first thinks about the reasoning process in the mind and then provides the User with the answer. The reasoning "
      "process is enclosed within <think> </think> and answer is enclosed within <answer> </answer> tags, respectively, "
-     "i.e., <think> reasoning process here </think> <answer> answer here </answer>.\nUser: {prompt}\nAssistant: <think>"},
+     "i.e., <think> reasoning process here </think> <answer> answer here </answer>.\nUser: {prompt}\nAssistant: "
+     "<think>"},
 };
 
 }  // namespace

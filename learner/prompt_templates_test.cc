@@ -18,9 +18,10 @@ std::string TextOf(const std::string& value, const std::string& problem) {
 TEST(PromptTemplate, NamedTextsAreThePapers) {
   EXPECT_EQ(TextOf("none", "1+1"), "1+1");
   EXPECT_EQ(TextOf("", "1+1"), "1+1");
-  EXPECT_EQ(TextOf("r1_distill_qwen", "1+1"),
-            "<｜begin▁of▁sentence｜><｜User｜>1+1 Please reason step by step, and put your final answer within \\boxed{}."
-            "\n<｜Assistant｜><think>\n");
+  EXPECT_EQ(
+      TextOf("r1_distill_qwen", "1+1"),
+      "<｜begin▁of▁sentence｜><｜User｜>1+1 Please reason step by step, and put your final answer within \\boxed{}."
+      "\n<｜Assistant｜><think>\n");
   EXPECT_EQ(TextOf("qwen_math", "1+1"),
             "<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
             "<|im_start|>user\n1+1<|im_end|>\n<|im_start|>assistant\n");
@@ -29,8 +30,9 @@ TEST(PromptTemplate, NamedTextsAreThePapers) {
 
 TEST(PromptTemplate, TextStandsAroundTheProblemAndTheProblemIsNoTemplate) {
   EXPECT_EQ(TextOf("Q: {prompt}=", "{prompt}"), "Q: {prompt}=");
-  EXPECT_EQ(TextOf("Q: ", "1"),
-            "data.prompt_template is 'Q: '; it must hold {prompt}, or be one of chat, none, r1_distill_qwen, qwen_math, r1");
+  EXPECT_EQ(
+      TextOf("Q: ", "1"),
+      "data.prompt_template is 'Q: '; it must hold {prompt}, or be one of chat, none, r1_distill_qwen, qwen_math, r1");
 }
 
 class ModelFolder : public testing::Test {

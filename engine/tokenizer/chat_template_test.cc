@@ -83,7 +83,8 @@ TEST(ChatTemplate, WhatIsNotSupportedIsRefusedByName) {
 TEST(ChatTemplate, HostileTemplatesEndWithinTheirLimits) {
   const std::string loop = "{% for a in range(100000) %}{% for b in range(100000) %}";
   const std::string ends = "{% endfor %}{% endfor %}";
-  std::string doubling = "{% set n = namespace(x='ab') %}{% for a in range(100) %}{% set n.x = n.x ~ n.x %}{% endfor %}";
+  std::string doubling =
+      "{% set n = namespace(x='ab') %}{% for a in range(100) %}{% set n.x = n.x ~ n.x %}{% endfor %}";
   std::string tree = "{% set n = namespace(x=[1]) %}{% for a in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}";
   std::string deep = "{% set n = namespace(x=[1]) %}{% for a in range(100000) %}{% set n.x = [n.x] %}{% endfor %}";
   std::string nested_loops;
@@ -104,8 +105,20 @@ TEST(ChatTemplate, HostileTemplatesEndWithinTheirLimits) {
       {std::string(100000, '(') + "1", "nested deeper than"},
       {"{{ " + std::string(100000, '(') + "1", "nested deeper than"},
       {"{{ " + std::string(100000, '-') + "1 }}", "nested deeper than"},
-      {"{{ 1" + [] { std::string s; for (int i = 0; i < 5000; ++i) s += "+1"; return s; }() + " }}", "nested deeper than"},
-      {[] { std::string s; for (int i = 0; i < 5000; ++i) s += "{% if x %}"; return s; }(), "nested deeper than"},
+      {"{{ 1" +
+           [] {
+             std::string s;
+             for (int i = 0; i < 5000; ++i) s += "+1";
+             return s;
+           }() +
+           " }}",
+       "nested deeper than"},
+      {[] {
+         std::string s;
+         for (int i = 0; i < 5000; ++i) s += "{% if x %}";
+         return s;
+       }(),
+       "nested deeper than"},
       {"{{ 'ab'.replace('', 'x' * 1000000) * 1000 }}", "makes more text than its limit"},
       {"{{ range(-9223372036854775807, 9223372036854775807) }}", "makes more than 100000 items"},
       {"{% set n = namespace(x=1) %}{% set n.x = n %}{{ n }}", "prints a Namespace"},
@@ -169,7 +182,8 @@ TEST_F(FolderTest, AFolderWithoutATemplateSaysWhatCanBeDone) {
   EXPECT_EQ(RenderUser("hi"), message);
   EXPECT_TRUE(absl::IsNotFound(ChatTemplate::Load(dir_).status()));
   Write("tokenizer_config.json", R"({"chat_template": 3})");
-  EXPECT_EQ(RenderUser("hi"), dir_ + "/tokenizer_config.json: chat_template must be a string or a list of named templates");
+  EXPECT_EQ(RenderUser("hi"),
+            dir_ + "/tokenizer_config.json: chat_template must be a string or a list of named templates");
 }
 
 }  // namespace

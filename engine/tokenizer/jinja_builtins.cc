@@ -118,13 +118,14 @@ Value Invoke(Budget& budget, const BuiltIn& function, const char* what, const Va
   for (const auto& [name, value] : arguments.named) {
     const auto at = std::find(function.parameters.begin(), function.parameters.end(), name);
     if (at == function.parameters.end()) {
-      budget.Fail(
-          absl::StrCat("argument \"", Printable(name), "\" of ", what, " \"", std::string(function.name), "\" is not supported"));
+      budget.Fail(absl::StrCat("argument \"", Printable(name), "\" of ", what, " \"", std::string(function.name),
+                               "\" is not supported"));
       return Value();
     }
     bound[static_cast<size_t>(at - function.parameters.begin())] = &value;
   }
-  return budget.failed() ? Value() : function.function(budget, self, bound);
+  if (!budget.SpendBytes(self.IsText() ? self.text().size() : 0)) return Value();
+  return function.function(budget, self, bound);
 }
 
 const BuiltIn* FindMethod(const Value& self, std::string_view name) {
@@ -145,7 +146,7 @@ Value GetItem(Budget& budget, const Value& container, const Value& key) {
     const int64_t index = WrapIndex(key.integer(), static_cast<int64_t>(items.size()));
     if (index >= 0) return items[static_cast<size_t>(index)];
   } else if (container.IsText() && key.IsInteger()) {
-    if (!budget.Spend(1 + static_cast<int64_t>(container.text().size() / 64))) return Value();
+    if (!budget.SpendBytes(container.text().size())) return Value();
     const auto characters = Characters(container.text());
     const int64_t index = WrapIndex(key.integer(), static_cast<int64_t>(characters.size()));
     if (index >= 0) return MakeText(budget, std::string(characters[static_cast<size_t>(index)]));
@@ -215,7 +216,8 @@ Value Arithmetic(Budget& budget, std::string_view op, const Value& a, const Valu
   if (name != nullptr) {
     budget.Fail(absl::StrCat("'", Printable(*name), "' is undefined"));
   } else {
-    budget.Fail(absl::StrCat("has ", TypeName(a), " ", std::string(op), " ", TypeName(b), ", which Python does not do"));
+    budget.Fail(
+        absl::StrCat("has ", TypeName(a), " ", std::string(op), " ", TypeName(b), ", which Python does not do"));
   }
   return Value();
 }

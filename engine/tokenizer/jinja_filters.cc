@@ -31,8 +31,7 @@ Value AttributePath(Budget& budget, Value item, const Value& path) {
     const size_t dot = rest.find('.');
     const std::string part(rest.substr(0, dot));
     int64_t index = 0;
-    item =
-        GetItem(budget, item, absl::SimpleAtoi(part, &index) ? Value::Of(index) : MakeText(budget, part));
+    item = GetItem(budget, item, absl::SimpleAtoi(part, &index) ? Value::Of(index) : MakeText(budget, part));
     if (dot == std::string_view::npos) break;
     rest.remove_prefix(dot + 1);
   }
@@ -243,7 +242,8 @@ Value Select(Budget& budget, std::string_view name, const std::vector<Value>& it
   const bool has_test = arguments.positional.size() > at;
   if (arguments.positional.size() < at || !arguments.named.empty() ||
       (has_test && !(arguments.positional[at].IsText() && KnownTest(arguments.positional[at].text())))) {
-    budget.Fail(absl::StrCat("filter \"", std::string(name), "\" takes the name of a supported test and its arguments"));
+    budget.Fail(
+        absl::StrCat("filter \"", std::string(name), "\" takes the name of a supported test and its arguments"));
     return Value();
   }
   std::vector<Value> rest;
@@ -345,6 +345,7 @@ Value ApplyFilter(Budget& budget, std::string_view name, const Value& self, cons
 bool ApplyTest(Budget& budget, std::string_view name, const Value& self, const std::vector<Value>& arguments) {
   for (const Test& test : Tests()) {
     if (test.name != name) continue;
+    if (!budget.SpendBytes(self.IsText() ? self.text().size() : 0)) return false;
     if (test.arguments == arguments.size()) return !budget.failed() && test.function(budget, self, arguments);
     budget.Fail(absl::StrCat("test \"", std::string(name), "\" takes ", test.arguments, " arguments"));
     return false;

@@ -10,8 +10,9 @@
 namespace lockstep::jinja {
 namespace {
 
-// Of expressions and statements in one another; the interpreter's stack depends on it.
+// Of a tree; the interpreter's stack depends on it. And of calls of the parser, of which a bracket takes three.
 constexpr int kMaxDepth = 100;
+constexpr int kMaxNesting = 240;
 
 using ExprPtr = std::unique_ptr<Expr>;
 
@@ -109,7 +110,7 @@ class Parser {
   class Nesting {
    public:
     explicit Nesting(Parser* parser) : parser_(parser) {
-      if (++parser_->depth_ > kMaxDepth) parser_->Fail(absl::StrCat("nested deeper than ", kMaxDepth));
+      if (++parser_->depth_ > kMaxNesting) parser_->Fail(absl::StrCat("nested deeper than ", kMaxNesting));
     }
     ~Nesting() { --parser_->depth_; }
 

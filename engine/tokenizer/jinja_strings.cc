@@ -67,6 +67,7 @@ Value Split(Budget& budget, const Value& self, const Bound& a) {
     budget.Fail("splits at an empty str");
     return Value();
   }
+  if (!budget.SpendBytes(text.size(), separator->size())) return Value();
   std::vector<std::string_view> parts;
   while (limit < 0 || static_cast<int64_t>(parts.size()) < limit) {
     const size_t at = text.find(*separator);
@@ -88,6 +89,7 @@ Value RightSplit(Budget& budget, const Value& self, const Bound& a) {
     return Value();
   }
   std::string_view text = self.text();
+  if (!budget.SpendBytes(text.size(), separator->size())) return Value();
   std::vector<std::string_view> parts;
   while (static_cast<int64_t>(parts.size()) < limit) {
     const size_t at = text.rfind(*separator);
@@ -182,7 +184,7 @@ Value FindIn(Budget& budget, const Value& self, const Value* part, bool last) {
     return Value();
   }
   const std::string& text = self.text();
-  if (!budget.Spend(1 + static_cast<int64_t>(text.size() / 64))) return Value();
+  if (!budget.SpendBytes(text.size(), part->text().size())) return Value();
   const size_t at = last ? text.rfind(part->text()) : text.find(part->text());
   return Value::Of(at == std::string::npos ? int64_t{-1}
                                            : static_cast<int64_t>(CodePoints(std::string_view(text).substr(0, at))));
@@ -196,6 +198,7 @@ Value Count(Budget& budget, const Value& self, const Bound& a) {
     budget.Fail("count takes a str that is not empty");
     return Value();
   }
+  if (!budget.SpendBytes(self.text().size(), part->size())) return Value();
   int64_t count = 0;
   for (size_t at = self.text().find(*part); at != std::string::npos; at = self.text().find(*part, at + part->size())) {
     ++count;
@@ -264,6 +267,7 @@ Value SplitLines(Budget& budget, const Value& self, const Bound& a) {
 }  // namespace
 
 std::string_view Strip(std::string_view text, const std::string* characters, bool left, bool right) {
+  if (characters != nullptr && characters->empty()) return text;
   const auto goes = [&](std::string_view character) {
     if (characters == nullptr) return IsPythonSpace(DecodeUtf8(character).code);
     return characters->find(character) != std::string::npos;  // a whole character matches only at one
@@ -285,7 +289,7 @@ std::string_view Strip(std::string_view text, const std::string* characters, boo
 std::string ReplaceText(Budget& budget, std::string_view text, std::string_view from, std::string_view to,
                         int64_t count) {
   std::string out;
-  if (!budget.Charge(text.size())) return out;
+  if (!budget.Charge(text.size()) || !budget.SpendBytes(text.size(), from.size())) return out;
   const auto replace = [&](size_t bytes) {
     out += text.substr(0, bytes);
     text.remove_prefix(bytes);

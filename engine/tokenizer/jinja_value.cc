@@ -117,7 +117,8 @@ bool Equal(Budget& budget, const Value& a, const Value& b) {
   if (a.IsNumber() && b.IsNumber()) return a.number() == b.number();
   if (a.data.index() != b.data.index()) return false;
   if (a.IsUndefined() || a.IsNone()) return true;
-  if (a.IsText()) return a.text() == b.text();
+  if (a.IsText())
+    return a.text().size() == b.text().size() && budget.SpendBytes(a.text().size()) && a.text() == b.text();
   if (a.IsList()) return a.list().tuple == b.list().tuple && EqualItems(budget, a.list().items, b.list().items);
   if (a.IsDict()) return EqualDicts(budget, a.dict(), b.dict());
   if (a.Is<Namespace*>()) return std::get<Namespace*>(a.data) == std::get<Namespace*>(b.data);
@@ -131,14 +132,17 @@ int Compare(Budget& budget, const Value& a, const Value& b, const char* op) {
   }
   if (a.IsNumber() && b.IsNumber()) return a.number() < b.number() ? -1 : a.number() > b.number();
   // UTF-8 sorts by code point, as Python's strings do.
-  if (a.IsText() && b.IsText()) return std::clamp(a.text().compare(b.text()), -1, 1);
+  if (a.IsText() && b.IsText()) {
+    budget.SpendBytes(std::min(a.text().size(), b.text().size()));
+    return std::clamp(a.text().compare(b.text()), -1, 1);
+  }
   budget.Fail(absl::StrCat("compares ", TypeName(a), " ", op, " ", TypeName(b), ", which have no order"));
   return 0;
 }
 
 bool Contains(Budget& budget, const Value& container, const Value& item) {
   if (container.IsText()) {
-    if (!budget.Spend(1 + static_cast<int64_t>(container.text().size() / 64))) return false;
+    if (!budget.SpendBytes(container.text().size(), item.IsText() ? item.text().size() : 0)) return false;
     if (item.IsText()) return container.text().find(item.text()) != std::string::npos;
     budget.Fail(absl::StrCat("looks for a ", TypeName(item), " in a str"));
     return false;
@@ -177,7 +181,7 @@ std::vector<Value> Iterate(Budget& budget, const Value& value) {
 int64_t Length(Budget& budget, const Value& value) {
   if (value.IsUndefined()) return 0;
   if (value.IsText()) {
-    budget.Spend(static_cast<int64_t>(value.text().size() / 64));
+    budget.SpendBytes(value.text().size());
     return static_cast<int64_t>(CodePoints(value.text()));
   }
   if (value.IsList()) return static_cast<int64_t>(value.list().items.size());

@@ -23,6 +23,10 @@ class Budget {
     if ((steps_ -= steps) < 0) Fail("runs longer than its limit of steps");
     return !failed_;
   }
+  // Steps for reading `bytes`, and for a search in them for `part` bytes, which may look at all pairs.
+  bool SpendBytes(size_t bytes, size_t part = 0) {
+    return Spend(1 + static_cast<int64_t>(bytes / 64) * static_cast<int64_t>(1 + part / 64));
+  }
   // Bytes of values made, in total.
   bool Charge(size_t bytes) {
     if (bytes > static_cast<size_t>(INT64_MAX) || (bytes_ -= static_cast<int64_t>(bytes)) < 0) {

@@ -23,8 +23,7 @@ constexpr uint32_t kHeapLimitKib = 65536;
 // PCRE2's \s holds U+180E, which Unicode's White_Space, the \s of `tokenizers`, does not: \s and \S are written out.
 // Inside of a character class only \s can be.
 std::string WithUnicodeSpace(const std::string& regex) {
-  constexpr char kSpace[] =
-      R"(\x09-\x0d\x20\x85\xa0\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
+  constexpr char kSpace[] = R"(\x09-\x0d\x20\x85\xa0\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
   std::string out;
   bool in_class = false;
   size_t first = 0;  // of what is in the class

@@ -103,8 +103,8 @@ absl::Status Run(const std::vector<std::string>& arguments) {
   std::ios::sync_with_stdio(false);
   std::string line;
   for (size_t number = 1; std::getline(std::cin, line); ++number) {
-    absl::StatusOr<std::string> out = absl::ResourceExhaustedError(
-        absl::StrCat("has ", line.size(), " bytes, the limit is ", kMaxLineBytes));
+    absl::StatusOr<std::string> out =
+        absl::ResourceExhaustedError(absl::StrCat("has ", line.size(), " bytes, the limit is ", kMaxLineBytes));
     if (line.size() <= kMaxLineBytes) {
       out = options->decode ? DecodeLine(*options, **tokenizer, line)
                             : EncodeLine(*options, **tokenizer, chat.get(), line);

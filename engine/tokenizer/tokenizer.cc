@@ -401,10 +401,9 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(std::string_view text, bo
 absl::StatusOr<std::vector<int32_t>> Tokenizer::EncodePrompt(std::string_view text) const {
   auto ids = Encode(text);
   if (!ids.ok()) return ids;
-  const auto& [before, after] = impl_->frame;
+  const auto& before = impl_->frame.before;
   const bool begun = ids->size() >= before.size() && std::equal(before.begin(), before.end(), ids->begin());
   if (!begun) ids->insert(ids->begin(), before.begin(), before.end());
-  ids->insert(ids->end(), after.begin(), after.end());
   return ids;
 }
 

@@ -34,11 +34,11 @@ class Tokenizer {
   Tokenizer& operator=(const Tokenizer&) = delete;
 
   // Added tokens in the text ("<|endoftext|>") become their ids. Invalid UTF-8 is read as U+FFFD. INVALID_ARGUMENT when
-  // the vocabulary has no token for a byte of the text. With add_special_tokens, the tokens that the post-processor puts
-  // around a text (Llama 3's <|begin_of_text|>) come too: what tokenizer(text)["input_ids"] is in transformers.
+  // the vocabulary has no token for a byte of the text. With add_special_tokens, the tokens that the post-processor
+  // puts around a text (Llama 3's <|begin_of_text|>) come too: what tokenizer(text)["input_ids"] is in transformers.
   absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, bool add_special_tokens = false) const;
-  // Encode with special tokens, but those that go before the text are left out where the text begins with them: a
-  // prompt whose template writes its own beginning of text gets no second one.
+  // A text to be continued: the special tokens that go before it are added, except where it begins with them already (a
+  // prompt whose template writes its own beginning of text gets no second one); those that go after it are not.
   absl::StatusOr<std::vector<int32_t>> EncodePrompt(std::string_view text) const;
   // The bytes of the tokens; a response cut inside a character ends in half of it (see ToValidUtf8). Unknown ids give
   // nothing.
