@@ -91,9 +91,10 @@ TEST(ChatTemplate, HostileTemplatesEndWithinTheirLimits) {
   for (int i = 0; i < 50; ++i) nested_loops += "{% for x in [1, 2] %}";
   for (int i = 0; i < 50; ++i) nested_loops += "{% endfor %}";
   const std::vector<std::pair<std::string, std::string>> cases = {
-      {loop + ends, "runs longer than its limit"},
+      {loop + ends, "its limit"},
+      {"{% for a in range(9000) %}{% for b in range(9000) %}" + ends, "its limit"},
       {loop + "{{ 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa' }}" + ends, "writes more than"},
-      {doubling, "makes more text than its limit"},
+      {doubling, "makes a str of"},
       {tree + "{{ n.x }}", "its limit"},
       {tree + "{{ n.x == n.x }}", "runs longer than its limit"},
       {tree + "{{ n.x | tojson }}", "its limit"},
@@ -102,8 +103,7 @@ TEST(ChatTemplate, HostileTemplatesEndWithinTheirLimits) {
       {"{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "runs nested deeper than"},
       {"{{ 'a' * 99999999999 }}", "makes more text than its limit"},
       {"{{ [1] * 99999999999 }}", "makes more text than its limit"},
-      {std::string(100000, '(') + "1", "nested deeper than"},
-      {"{{ " + std::string(100000, '(') + "1", "nested deeper than"},
+      {"{{ " + std::string(100000, '(') + "1" + std::string(100000, ')') + " }}", "nested deeper than"},
       {"{{ " + std::string(100000, '-') + "1 }}", "nested deeper than"},
       {"{{ 1" +
            [] {
@@ -120,12 +120,12 @@ TEST(ChatTemplate, HostileTemplatesEndWithinTheirLimits) {
        }(),
        "nested deeper than"},
       {"{{ 'ab'.replace('', 'x' * 1000000) * 1000 }}", "makes more text than its limit"},
+      {"{{ ('a' * 4000000).split('a') | length }}", "its limit"},
       {"{{ range(-9223372036854775807, 9223372036854775807) }}", "makes more than 100000 items"},
       {"{% set n = namespace(x=1) %}{% set n.x = n %}{{ n }}", "prints a Namespace"},
       {std::string(2 << 20, 'x'), "the limit is 1048576"},
   };
   for (const auto& [source, message] : cases) {
-    if (source[0] == '(') continue;  // plain text
     const absl::Status status = Render(source).status();
     EXPECT_NE(std::string(status.message()).find(message), std::string::npos)
         << source.substr(0, 80) << " gave: " << status.message();

@@ -44,6 +44,8 @@ Value Arithmetic(Budget& budget, std::string_view op, const Value& a, const Valu
 const std::vector<BuiltIn>& StringMethods();
 // str.strip, lstrip, rstrip; null characters: white space.
 std::string_view Strip(std::string_view text, const std::string* characters, bool left, bool right);
+// str.splitlines.
+std::vector<std::string_view> LinesOf(std::string_view text);
 std::string ReplaceText(Budget& budget, std::string_view text, std::string_view from, std::string_view to,
                         int64_t count);
 std::string ChangeCase(std::string_view text, bool upper);

@@ -170,14 +170,13 @@ Value Indent(Budget& budget, const Value& self, const Bound& a) {
     budget.Fail("indent takes a width of at most 1024 or a str");
     return Value();
   }
-  const std::string text = ToString(budget, self);
+  const std::string text = ToString(budget, self) + "\n";
   std::string out = Flag(a[1], false) ? margin : "";
-  for (size_t begin = 0, end = 0; begin <= text.size() && !budget.failed(); begin = end + 1) {
-    end = std::min(text.find('\n', begin), text.size());
-    const bool empty = end == begin;
-    if (begin > 0) out += '\n';
-    if (begin > 0 && (!empty || Flag(a[2], false)) && budget.Charge(margin.size())) out += margin;
-    out.append(text, begin, end - begin);
+  const std::vector<std::string_view> lines = LinesOf(text);
+  for (size_t i = 0; i < lines.size() && !budget.failed(); ++i) {
+    if (i > 0) out += '\n';
+    if (i > 0 && (!lines[i].empty() || Flag(a[2], false)) && budget.Charge(margin.size())) out += margin;
+    out += lines[i];
   }
   return MakeText(budget, std::move(out));
 }

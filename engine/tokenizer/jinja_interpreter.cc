@@ -15,7 +15,6 @@ namespace lockstep::jinja {
 struct Loop {
   std::vector<Value> items;
   int64_t index0 = 0;
-  int64_t depth = 1;
 };
 
 namespace {
@@ -95,8 +94,7 @@ class Interpreter {
     if (name == "first") return Value::Of(loop.index0 == 0);
     if (name == "last") return Value::Of(loop.index0 + 1 == length);
     if (name == "length") return Value::Of(length);
-    if (name == "depth") return Value::Of(loop.depth);
-    if (name == "depth0") return Value::Of(loop.depth - 1);
+    if (name == "depth" || name == "depth0") return Value::Of(int64_t{name == "depth"});  // of recursive loops
     if (name == "previtem") {
       return loop.index0 > 0 ? loop.items[static_cast<size_t>(loop.index0 - 1)] : MakeUndefined(name);
     }
@@ -497,9 +495,8 @@ class Interpreter {
       RunBody(statement.otherwise);
       return;
     }
-    loops_.push_back({std::move(items), 0, 1});  // a value may keep the loop, so it lives as long as the run
+    loops_.push_back({std::move(items), 0});  // a value may keep the loop, so it lives as long as the run
     Loop* const loop = &loops_.back();
-    for (const Scope* outer = scope_; outer != nullptr; outer = outer->parent) loop->depth += outer->loop != nullptr;
     for (size_t i = 0; i < loop->items.size() && budget_.Spend(); ++i) {
       Scope scope;
       scope.parent = scope_;

@@ -245,23 +245,7 @@ Value SplitLines(Budget& budget, const Value& self, const Bound& a) {
     budget.Fail("splitlines with keepends is not supported");
     return Value();
   }
-  std::vector<std::string_view> lines;
-  const std::string_view text = self.text();
-  size_t begin = 0;
-  for (size_t at = 0; at < text.size();) {
-    const Utf8Char c = DecodeUtf8(text.substr(at));
-    auto length = static_cast<size_t>(c.length);
-    const bool ends = (c.code >= '\n' && c.code <= '\r') || (c.code >= 0x1C && c.code <= 0x1E) || c.code == 0x85 ||
-                      c.code == 0x2028 || c.code == 0x2029;
-    if (ends) {
-      if (text.compare(at, 2, "\r\n") == 0) length = 2;
-      lines.push_back(text.substr(begin, at - begin));
-      begin = at + length;
-    }
-    at += length;
-  }
-  if (begin < text.size()) lines.push_back(text.substr(begin));
-  return TextList(budget, lines);
+  return TextList(budget, LinesOf(self.text()));
 }
 
 }  // namespace
@@ -284,6 +268,25 @@ std::string_view Strip(std::string_view text, const std::string* characters, boo
     text = text.substr(0, start);
   }
   return text;
+}
+
+std::vector<std::string_view> LinesOf(std::string_view text) {
+  std::vector<std::string_view> lines;
+  size_t begin = 0;
+  for (size_t at = 0; at < text.size();) {
+    const Utf8Char c = DecodeUtf8(text.substr(at));
+    auto length = static_cast<size_t>(c.length);
+    const bool ends = (c.code >= '\n' && c.code <= '\r') || (c.code >= 0x1C && c.code <= 0x1E) || c.code == 0x85 ||
+                      c.code == 0x2028 || c.code == 0x2029;
+    if (ends) {
+      if (text.compare(at, 2, "\r\n") == 0) length = 2;
+      lines.push_back(text.substr(begin, at - begin));
+      begin = at + length;
+    }
+    at += length;
+  }
+  if (begin < text.size()) lines.push_back(text.substr(begin));
+  return lines;
 }
 
 std::string ReplaceText(Budget& budget, std::string_view text, std::string_view from, std::string_view to,

@@ -58,6 +58,10 @@ const Value* Dict::Find(std::string_view key) const {
 
 Value MakeText(Budget& budget, std::string text) {
   if (!budget.Charge(text.size() + sizeof(Value))) return Value();
+  if (text.size() > kMaxTextBytes) {
+    budget.Fail(absl::StrCat("makes a str of ", text.size(), " bytes, the limit is ", kMaxTextBytes));
+    return Value();
+  }
   return Value::Of(Text{std::make_shared<const std::string>(std::move(text))});
 }
 

@@ -55,6 +55,7 @@ class Budget {
 };
 
 constexpr int kMaxValueDepth = 64;
+constexpr size_t kMaxTextBytes = size_t{8} << 20;  // of one string
 
 struct Value;
 struct List;
