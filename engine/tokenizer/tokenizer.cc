@@ -289,6 +289,7 @@ absl::Status Tokenizer::Impl::LoadTokenizerConfig(const std::string& config_path
       return Bad(config_path, absl::StrCat(key, " is ", PrintableJson(value), ", must be a string"));
     const auto found = vocab.find(value.get<std::string>());
     if (found == vocab.end()) {
+      if (id == &bos_token_id && root->value("add_bos_token", json()) != json(true)) continue;  // nothing adds it
       return Bad(config_path, absl::StrCat(key, " ", PrintableJson(value), " is not in the vocabulary of ", path));
     }
     *id = found->second;

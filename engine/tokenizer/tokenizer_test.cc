@@ -237,6 +237,7 @@ TEST(Tokenizer, AddBosTokenOfTokenizerConfigTakesThePostProcessorsPlace) {
       {R"({"bos_token": "a", "eos_token": "<e>", "add_bos_token": true, "add_eos_token": true})", {0, 2, 3}},
       {R"({"bos_token": null, "add_bos_token": true})", {2}},
       {R"({"bos_token": "a", "add_bos_token": false})", {2}},
+      {R"({"bos_token": "unknown", "add_bos_token": false})", {2}},
   };
   for (const auto& [config, ids] : cases) {
     ASSERT_TRUE(WriteFileAtomically(dir + "/tokenizer_config.json", config).ok());
