@@ -76,19 +76,20 @@ Value MakeList(Budget& budget, std::vector<Value> items, bool tuple) {
 Value MakeDict(Budget& budget, std::vector<std::pair<Value, Value>> items) {
   if (!budget.Charge((items.size() + 1) * 2 * sizeof(Value))) return Value();
   Dict dict;
-  for (auto& [key, value] : items) {
+  for (auto& item : items) {
+    const Value& key = item.first;
     if (!key.IsText() && !key.IsNumber() && !key.IsNone()) {
       budget.Fail(absl::StrCat("uses a ", TypeName(key), " as a dictionary's key"));
       return Value();
     }
-    dict.depth = std::max({dict.depth, 1 + DepthOf(key), 1 + DepthOf(value)});
+    dict.depth = std::max({dict.depth, 1 + DepthOf(key), 1 + DepthOf(item.second)});
     auto known = std::find_if(dict.items.begin(), dict.items.end(),
                               [&](const auto& other) { return Equal(budget, other.first, key); });
     if (budget.failed()) return Value();
     if (known != dict.items.end()) {
-      known->second = std::move(value);
+      known->second = std::move(item.second);
     } else {
-      dict.items.emplace_back(std::move(key), std::move(value));
+      dict.items.push_back(std::move(item));
     }
   }
   if (!CheckDepth(budget, dict.depth)) return Value();

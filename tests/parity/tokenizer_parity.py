@@ -165,7 +165,7 @@ def run(command, lines):
     result = subprocess.run(command, input=b"".join(line + b"\n" for line in lines), stdout=subprocess.PIPE, check=False)
     if result.returncode != 0:
         sys.exit(f"{' '.join(command)} ended with {result.returncode}")
-    out = [json.loads(line) for line in result.stdout.decode().splitlines()]
+    out = [json.loads(line) for line in result.stdout.split(b"\n")[:-1]]
     if len(out) != len(lines):
         sys.exit(f"{' '.join(command)} gave {len(out)} lines for {len(lines)}")
     return out
