@@ -1,6 +1,12 @@
 // Any bytes as a tokenizer.json; what loads must encode, decode and stream the rest of the input.
 //
 // The input: a tokenizer.json, a zero byte, a text.
+//
+// fuzz sources: engine/base/json.cc engine/base/process.cc engine/tokenizer/added_tokens.cc engine/tokenizer/bpe.cc engine/tokenizer/byte_chars.cc
+// fuzz sources: engine/tokenizer/post_processor.cc engine/tokenizer/pre_tokenizer.cc engine/tokenizer/stream_decoder.cc
+// fuzz sources: engine/tokenizer/tokenizer.cc
+// fuzz libraries: -lpcre2-8 -lutf8proc -lpthread
+// fuzz seeds: engine/tokenizer/testdata/*.tokenizer.json
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>

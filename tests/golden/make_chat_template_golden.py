@@ -2,12 +2,16 @@
 """Goldens of engine/tokenizer/chat_template: what transformers' Jinja environment makes of templates.
 
     python3 -m venv VENV && VENV/bin/pip install transformers==5.24.0 jinja2==3.1.6
-    VENV/bin/python tests/golden/make_chat_template_golden.py engine/tokenizer/testdata/chat_template.cases.json
+    VENV/bin/python tests/golden/make_chat_template_golden.py engine/tokenizer/testdata/chat_template.cases.json \\
+        tests/fuzz/seeds/chat_template
+
+The second folder gets the templates as files, for the fuzz target to start from.
 
 The templates are our own, in the form of the model families' templates: the same constructs, not the same text. A case
 is {"name", "template", "variables", "text"}, or "error": true where Jinja2 fails too.
 """
 import json
+import pathlib
 import sys
 
 from transformers.utils.chat_template_utils import _compile_jinja_template
@@ -363,6 +367,12 @@ def main():
         cases.append(case)
     with open(sys.argv[1], "w") as file:
         file.write(json.dumps(cases, ensure_ascii=False) + "\n")
+    if len(sys.argv) > 2:
+        seeds = pathlib.Path(sys.argv[2])
+        seeds.mkdir(parents=True, exist_ok=True)
+        for family, template in FAMILIES.items():
+            (seeds / f"{family}.jinja").write_text(template)
+        (seeds / "constructs.jinja").write_text(CONSTRUCTS)
     print(f"{len(cases)} cases, {sum('text' in c for c in cases)} of them render")
 
 
