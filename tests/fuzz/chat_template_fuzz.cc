@@ -4,10 +4,11 @@
 //
 // fuzz sources: engine/base/json.cc engine/base/process.cc engine/tokenizer/byte_chars.cc
 // fuzz sources: engine/tokenizer/chat_template.cc engine/tokenizer/stream_decoder.cc
-// fuzz sources: engine/tokenizer/jinja_builtins.cc engine/tokenizer/jinja_calls.cc engine/tokenizer/jinja_expressions.cc
-// fuzz sources: engine/tokenizer/jinja_filters.cc engine/tokenizer/jinja_interpreter.cc engine/tokenizer/jinja_lexer.cc
-// fuzz sources: engine/tokenizer/jinja_parser.cc engine/tokenizer/jinja_print.cc engine/tokenizer/jinja_strings.cc
-// fuzz sources: engine/tokenizer/jinja_value.cc
+// fuzz sources: engine/tokenizer/jinja_builtins.cc engine/tokenizer/jinja_calls.cc
+// fuzz sources: engine/tokenizer/jinja_expressions.cc engine/tokenizer/jinja_filters.cc
+// fuzz sources: engine/tokenizer/jinja_interpreter.cc engine/tokenizer/jinja_lexer.cc
+// fuzz sources: engine/tokenizer/jinja_parser.cc engine/tokenizer/jinja_print.cc
+// fuzz sources: engine/tokenizer/jinja_strings.cc engine/tokenizer/jinja_value.cc
 // fuzz libraries: -lutf8proc -lpthread
 // fuzz seeds: tests/fuzz/seeds/chat_template/*.jinja
 #include <cstddef>

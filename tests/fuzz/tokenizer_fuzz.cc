@@ -2,8 +2,9 @@
 //
 // The input: a tokenizer.json, a zero byte, a text.
 //
-// fuzz sources: engine/base/json.cc engine/base/process.cc engine/tokenizer/added_tokens.cc engine/tokenizer/bpe.cc engine/tokenizer/byte_chars.cc
-// fuzz sources: engine/tokenizer/post_processor.cc engine/tokenizer/pre_tokenizer.cc engine/tokenizer/stream_decoder.cc
+// fuzz sources: engine/base/json.cc engine/base/process.cc engine/tokenizer/added_tokens.cc
+// fuzz sources: engine/tokenizer/bpe.cc engine/tokenizer/byte_chars.cc engine/tokenizer/post_processor.cc
+// fuzz sources: engine/tokenizer/pre_tokenizer.cc engine/tokenizer/stream_decoder.cc
 // fuzz sources: engine/tokenizer/tokenizer.cc
 // fuzz libraries: -lpcre2-8 -lutf8proc -lpthread
 // fuzz seeds: engine/tokenizer/testdata/*.tokenizer.json
