@@ -1,4 +1,5 @@
 #include <cstdio>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "client/commands.h"
@@ -22,25 +23,32 @@ bool Arguments::Has(const std::string& name) const {
 absl::StatusOr<Arguments> SplitArguments(const std::vector<std::string>& arguments,
                                          const std::vector<std::string>& known) {
   Arguments result;
-  for (const std::string& argument : arguments) {
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const std::string& argument = arguments[i];
     if (argument.rfind("--", 0) != 0) {
       result.words.push_back(argument);
       continue;
     }
     const size_t equals = argument.find('=');
     const std::string name = argument.substr(2, equals == std::string::npos ? equals : equals - 2);
+    std::string value = equals == std::string::npos ? "" : argument.substr(equals + 1);
     bool found = false;
     for (const std::string& flag : known) {
       const bool takes_value = flag.back() == '=';
       if (name != flag.substr(0, flag.size() - (takes_value ? 1 : 0))) continue;
-      if (takes_value != (equals != std::string::npos)) {
+      const bool next_is_value = takes_value && equals == std::string::npos && i + 1 < arguments.size() &&
+                                 arguments[i + 1].rfind("--", 0) != 0;
+      if (next_is_value) {
+        value = arguments[++i];
+      } else if (takes_value != (equals != std::string::npos)) {
         return absl::InvalidArgumentError(
             absl::StrCat("--", name, takes_value ? " needs a value: --" + name + "=..." : " takes no value"));
       }
       found = true;
+      break;
     }
     if (!found) return absl::InvalidArgumentError(absl::StrCat("--", name, " is not a flag of this command"));
-    result.flags.emplace_back(name, equals == std::string::npos ? "" : argument.substr(equals + 1));
+    result.flags.emplace_back(name, std::move(value));
   }
   return result;
 }

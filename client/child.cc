@@ -40,6 +40,7 @@ absl::StatusOr<std::string> FindBinary(const std::string& name) {
     folders.push_back(folder);
     folders.push_back(folder + "/../learner");
     folders.push_back(folder + "/../rollout_server");
+    folders.push_back(folder + "/../engine/tokenizer");
   }
   for (const std::string& folder : folders) {
     if (Executable(folder + "/" + name)) return folder + "/" + name;

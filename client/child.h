@@ -14,7 +14,7 @@
 namespace lockstep {
 
 // Where a service's binary is: LOCKSTEP_BIN_DIR, beside this executable, or in the sibling folders of a build tree
-// (../learner, ../rollout_server).
+// (../learner, ../rollout_server, ../engine/tokenizer).
 absl::StatusOr<std::string> FindBinary(const std::string& name);
 
 class Child {

@@ -12,14 +12,16 @@
 namespace lockstep {
 
 struct Arguments {
-  std::vector<std::string> words;                          // not beginning with --
-  std::vector<std::pair<std::string, std::string>> flags;  // --name=value, or --name with an empty value
+  std::vector<std::string> words;  // not beginning with --
+  std::vector<std::pair<std::string, std::string>>
+      flags;  // --name=value or --name value, or --name with an empty value
   // The value of a flag, or `otherwise`; has tells whether it was given.
   std::string Get(const std::string& name, const std::string& otherwise = "") const;
   bool Has(const std::string& name) const;
 };
 
-// Splits arguments; a flag not in `known` ("name" or "name=" for one that takes a value) is an error.
+// Splits arguments; a flag not in `known` ("name" or "name=" for one that takes a value) is an error. A value follows
+// the flag's "=", or is the next argument, which then does not begin with "--".
 absl::StatusOr<Arguments> SplitArguments(const std::vector<std::string>& arguments,
                                          const std::vector<std::string>& known);
 
@@ -40,6 +42,7 @@ int ResumeCommand(const std::vector<std::string>& arguments);      // resume RUN
 int StopCommand(const std::vector<std::string>& arguments);        // stop RUN
 int CheckpointCommand(const std::vector<std::string>& arguments);  // checkpoint RUN
 int GenerateCommand(const std::vector<std::string>& arguments);    // generate --model=DIR PROMPT
+int TokenizeCommand(const std::vector<std::string>& arguments);    // tokenize --model=DIR [flags] < TEXTS
 int SummaryCommand(const std::vector<std::string>& arguments);     // summary RUN
 int DoctorCommand(const std::vector<std::string>& arguments);      // doctor
 

@@ -24,6 +24,8 @@ constexpr Command kCommands[] = {
     {"checkpoint", "RUN", "write a checkpoint now", lockstep::CheckpointCommand},
     {"generate", "--model=DIR [--n=1] [--max_tokens=256] [--temperature=1] [--greedy] [--seed=1] PROMPT",
      "sample responses from a model folder", lockstep::GenerateCommand},
+    {"tokenize", "--model=DIR [--no-add-special-tokens] [--json] [--chat] [--decode [--skip-special-tokens]] < TEXTS",
+     "texts, one a line, to JSON lists of token ids (--decode: back)", lockstep::TokenizeCommand},
     {"pretrain", "CONFIG [key=value ...]", "supervised fine-tuning on prompt/response JSONL",
      lockstep::PretrainCommand},
     {"filter", "CONFIG [key=value ...] --out=FILE [--samples=16] [--low=0.2] [--high=0.8]",

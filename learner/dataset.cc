@@ -7,9 +7,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_replace.h"
 #include "engine/base/check.h"
 #include "engine/base/philox.h"
+#include "learner/prompt_templates.h"
 
 namespace lockstep {
 namespace {
@@ -34,11 +34,10 @@ absl::Status LineError(const std::string& path, size_t line, std::string_view wh
   return absl::InvalidArgumentError(absl::StrCat(path, ":", line, ": ", std::string(what)));
 }
 
-absl::Status EncodeProblem(const DatasetOptions& options, const Tokenizer& tokenizer, const std::string& prompt,
+absl::Status EncodeProblem(const DatasetOptions& options, const PromptTemplate& prompt_template,
+                           const Tokenizer& tokenizer, const std::string& prompt,
                            const std::optional<std::string>& response, Problem* problem) {
-  const std::string text =
-      options.prompt_template.empty() ? prompt : absl::StrReplaceAll(options.prompt_template, {{"{prompt}", prompt}});
-  auto tokens = tokenizer.Encode(text);
+  auto tokens = prompt_template.Tokens(tokenizer, prompt);
   if (!tokens.ok()) return tokens.status();
   problem->prompt_tokens = *std::move(tokens);
   if (problem->prompt_tokens.empty()) return absl::InvalidArgumentError("the prompt is empty");
@@ -62,8 +61,8 @@ absl::Status EncodeProblem(const DatasetOptions& options, const Tokenizer& token
   return absl::OkStatus();
 }
 
-absl::Status ParseLine(const DatasetOptions& options, const Tokenizer& tokenizer, const std::string& line,
-                       Problem* problem) {
+absl::Status ParseLine(const DatasetOptions& options, const PromptTemplate& prompt_template, const Tokenizer& tokenizer,
+                       const std::string& line, Problem* problem) {
   const Json object = Json::parse(line, nullptr, /*allow_exceptions=*/false);
   if (!object.is_object()) return absl::InvalidArgumentError("not a JSON object");
   const auto prompt = Field(object, {"prompt", "problem", "input"});
@@ -74,16 +73,14 @@ absl::Status ParseLine(const DatasetOptions& options, const Tokenizer& tokenizer
   if (options.needs_response && !response) return absl::InvalidArgumentError("no text under response");
   problem->answer = answer.value_or("");
   problem->line = line;
-  return EncodeProblem(options, tokenizer, *prompt, response, problem);
+  return EncodeProblem(options, prompt_template, tokenizer, *prompt, response, problem);
 }
 
 }  // namespace
 
 absl::StatusOr<std::vector<Problem>> LoadDataset(const DatasetOptions& options, const Tokenizer& tokenizer) {
-  if (!options.prompt_template.empty() && options.prompt_template.find("{prompt}") == std::string::npos) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("data.prompt_template is '", options.prompt_template, "'; it must hold {prompt}"));
-  }
+  const auto prompt_template = PromptTemplate::Make(options.prompt_template, options.model_dir);
+  if (!prompt_template.ok()) return prompt_template.status();
   std::ifstream file(options.path);
   if (!file) return absl::NotFoundError(absl::StrCat("cannot read the data set ", options.path));
   std::vector<Problem> problems;
@@ -98,7 +95,7 @@ absl::StatusOr<std::vector<Problem>> LoadDataset(const DatasetOptions& options, 
       return LineError(options.path, number, absl::StrCat("more than ", kMaxProblems, " problems"));
     }
     Problem problem;
-    if (absl::Status status = ParseLine(options, tokenizer, line, &problem); !status.ok()) {
+    if (absl::Status status = ParseLine(options, *prompt_template, tokenizer, line, &problem); !status.ok()) {
       return LineError(options.path, number, std::string(status.message()));
     }
     problems.push_back(std::move(problem));

@@ -24,7 +24,8 @@ struct Problem {
 
 struct DatasetOptions {
   std::string path;
-  std::string prompt_template;      // {prompt} stands for the problem; empty: the problem as it is
+  std::string prompt_template;      // see prompt_templates.h; empty: the problem as it is
+  std::string model_dir;            // whose chat template the prompt_template "chat" is
   int64_t max_prompt_tokens = 0;    // 0: no limit
   int64_t max_sequence_tokens = 0;  // of the model; prompt and response of a supervised line must fit. 0: no limit
   bool needs_answer = false;

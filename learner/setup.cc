@@ -65,6 +65,7 @@ absl::Status LoadData(LearnerSetup* setup) {
   DatasetOptions options;
   options.path = data.train();
   options.prompt_template = data.prompt_template();
+  options.model_dir = setup->config.model().path();
   options.max_prompt_tokens = data.max_prompt_tokens();
   options.max_sequence_tokens = setup->model.max_position_embeddings;
   options.needs_response = setup->mode == LearnerMode::kPretrain;

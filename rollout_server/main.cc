@@ -74,6 +74,11 @@ absl::StatusOr<std::unique_ptr<RolloutServer>> StartFromFlags(StopSignal* stop) 
 
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Load(config->model().path());
   if (!tokenizer.ok()) return tokenizer.status();
+  if ((*tokenizer)->vocab_size() > model.vocab_size) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(config->model().path(), ": the tokenizer has ids up to ", (*tokenizer)->vocab_size() - 1,
+                     ", and the model's embedding holds ", model.vocab_size, "; they do not belong together"));
+  }
 
   RolloutServerOptions options;
   options.tokenizer = *std::move(tokenizer);

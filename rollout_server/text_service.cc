@@ -20,7 +20,7 @@ grpc::ServerUnaryReactor* TextService::Tokenize(grpc::CallbackServerContext* con
     reactor->Finish(ToGrpcStatus(TooLong(request->text().size())));
     return reactor;
   }
-  const absl::StatusOr<std::vector<int32_t>> ids = tokenizer_->Encode(request->text());
+  const absl::StatusOr<std::vector<int32_t>> ids = tokenizer_->EncodePrompt(request->text());
   if (ids.ok()) {
     response->mutable_token_ids()->Add(ids->begin(), ids->end());
     response->mutable_stop_token_ids()->Add(stop_token_ids_.begin(), stop_token_ids_.end());

@@ -23,8 +23,13 @@ bool IsSpace(int32_t code) {
   return category == UTF8PROC_CATEGORY_ZS || category == UTF8PROC_CATEGORY_ZL || category == UTF8PROC_CATEGORY_ZP;
 }
 
-// \w of Unicode: letters, marks, decimal numbers, connector punctuation.
+// \w of Unicode: alphabetic, marks, decimal numbers, connector punctuation, joiners.
 bool IsWord(int32_t code) {
+  if (code == 0x200C || code == 0x200D) return true;
+  if ((code >= 0x24B6 && code <= 0x24E9) || (code >= 0x1F130 && code <= 0x1F149) ||
+      (code >= 0x1F150 && code <= 0x1F169) || (code >= 0x1F170 && code <= 0x1F189)) {
+    return true;  // letters in circles and squares
+  }
   switch (utf8proc_category(code)) {
     case UTF8PROC_CATEGORY_LU:
     case UTF8PROC_CATEGORY_LL:
@@ -43,6 +48,11 @@ bool IsWord(int32_t code) {
   }
 }
 
+bool TouchesWord(std::string_view text, size_t begin, size_t end) {
+  return (begin > 0 && IsWord(DecodeUtf8(text.substr(PreviousStart(text, begin))).code)) ||
+         (end < text.size() && IsWord(DecodeUtf8(text.substr(end)).code));
+}
+
 }  // namespace
 
 void AddedTokens::Add(AddedToken token) {
@@ -55,11 +65,6 @@ void AddedTokens::Add(AddedToken token) {
 const AddedToken* AddedTokens::Match(std::string_view text, size_t at) const {
   for (const AddedToken& token : by_first_byte_[static_cast<unsigned char>(text[at])]) {
     if (text.compare(at, token.content.size(), token.content) != 0) continue;
-    if (token.single_word) {
-      const size_t end = at + token.content.size();
-      if (at > 0 && IsWord(DecodeUtf8(text.substr(PreviousStart(text, at))).code)) continue;
-      if (end < text.size() && IsWord(DecodeUtf8(text.substr(end)).code)) continue;
-    }
     return &token;
   }
   return nullptr;
@@ -72,6 +77,10 @@ std::vector<AddedSection> AddedTokens::Cut(std::string_view text) const {
     const AddedToken* token = Match(text, at);
     if (token == nullptr) {
       ++at;
+      continue;
+    }
+    if (token->single_word && TouchesWord(text, at, at + token->content.size())) {
+      at += token->content.size();  // passed over whole, as `tokenizers` does
       continue;
     }
     size_t start = at;

@@ -20,6 +20,42 @@ constexpr size_t kMaxRegexBytes = 16384;
 constexpr uint32_t kMatchLimit = 10'000'000;
 constexpr uint32_t kHeapLimitKib = 65536;
 
+// PCRE2's \s holds U+180E, which Unicode's White_Space, the \s of `tokenizers`, does not: \s and \S are written out.
+// Inside of a character class only \s can be.
+std::string WithUnicodeSpace(const std::string& regex) {
+  constexpr char kSpace[] = R"(\x09-\x0d\x20\x85\xa0\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
+  std::string out;
+  bool in_class = false;
+  size_t first = 0;  // of what is in the class
+  for (size_t i = 0; i < regex.size(); ++i) {
+    if (regex[i] == '\\' && i + 1 < regex.size()) {
+      const char escaped = regex[++i];
+      if (escaped == 's') {
+        out += in_class ? kSpace : absl::StrCat("[", kSpace, "]");
+      } else if (escaped == 'S' && !in_class) {
+        out += absl::StrCat("[^", kSpace, "]");
+      } else {
+        out += {'\\', escaped};
+      }
+      continue;
+    }
+    if (in_class && regex.compare(i, 2, "[:") == 0) {  // [:alpha:] in a class
+      const size_t end = regex.find(":]", i + 2);
+      if (end != std::string::npos) {
+        out += regex.substr(i, end + 1 - i);
+        i = end;
+      }
+    } else if (in_class && regex[i] == ']' && i != first) {
+      in_class = false;
+    } else if (!in_class && regex[i] == '[') {
+      in_class = true;
+      first = i + (regex.compare(i + 1, 1, "^") == 0 ? 2 : 1);  // a ] here stands for itself
+    }
+    out += regex[i];
+  }
+  return out;
+}
+
 struct FreeCode {
   void operator()(pcre2_code* code) const { pcre2_code_free(code); }
 };
@@ -45,8 +81,9 @@ struct PreTokenizer::Step {
     int error = 0;
     PCRE2_SIZE offset = 0;
     const uint32_t options = PCRE2_UTF | (literal ? PCRE2_LITERAL : PCRE2_UCP);
+    const std::string written = literal ? regex : WithUnicodeSpace(regex);
     code.reset(
-        pcre2_compile(reinterpret_cast<PCRE2_SPTR>(regex.data()), regex.size(), options, &error, &offset, nullptr));
+        pcre2_compile(reinterpret_cast<PCRE2_SPTR>(written.data()), written.size(), options, &error, &offset, nullptr));
     if (code == nullptr) {
       PCRE2_UCHAR message[128];
       pcre2_get_error_message(error, message, sizeof(message));

@@ -13,6 +13,7 @@
 #include "engine/tokenizer/added_tokens.h"
 #include "engine/tokenizer/bpe.h"
 #include "engine/tokenizer/byte_chars.h"
+#include "engine/tokenizer/post_processor.h"
 #include "engine/tokenizer/pre_tokenizer.h"
 
 namespace lockstep {
@@ -60,6 +61,7 @@ struct Tokenizer::Impl {
   MergeTable merges;
   std::unique_ptr<PreTokenizer> pre_tokenizer;
   AddedTokens raw_added, normalized_added;  // matched before and after normalisation
+  SpecialFrame frame;                       // of the post-processor
   int32_t eos_token_id = -1;
   int32_t pad_token_id = -1;
 
@@ -72,6 +74,7 @@ struct Tokenizer::Impl {
   absl::Status CheckDecoder(const json& value);
   absl::Status CheckId(const json& id, size_t limit, const std::string& token);
   absl::Status LoadTokenizerConfig(const std::string& config_path);
+  absl::Status LoadFrame(const json& config, int32_t bos_token_id, const std::string& config_path);
   absl::Status EncodePiece(const std::string& piece, std::vector<int32_t>* ids) const;
   absl::Status EncodePlain(std::string_view text, std::vector<int32_t>* ids) const;
 };
@@ -276,7 +279,9 @@ absl::Status Tokenizer::Impl::LoadTokenizerConfig(const std::string& config_path
   const absl::StatusOr<json> root = ParseJson(*text, config_path);
   if (!root.ok()) return root.status();
   if (!root->is_object()) return Bad(config_path, "must be a JSON object");
-  for (const auto& [key, id] : {std::pair("eos_token", &eos_token_id), std::pair("pad_token", &pad_token_id)}) {
+  int32_t bos_token_id = -1;
+  for (const auto& [key, id] : {std::pair("eos_token", &eos_token_id), std::pair("pad_token", &pad_token_id),
+                                std::pair("bos_token", &bos_token_id)}) {
     json value = root->value(key, json());
     if (value.is_object()) value = value.value("content", json());  // an AddedToken written out
     if (value.is_null()) continue;
@@ -284,10 +289,24 @@ absl::Status Tokenizer::Impl::LoadTokenizerConfig(const std::string& config_path
       return Bad(config_path, absl::StrCat(key, " is ", PrintableJson(value), ", must be a string"));
     const auto found = vocab.find(value.get<std::string>());
     if (found == vocab.end()) {
+      if (id == &bos_token_id && root->value("add_bos_token", json()) != json(true)) continue;  // nothing adds it
       return Bad(config_path, absl::StrCat(key, " ", PrintableJson(value), " is not in the vocabulary of ", path));
     }
     *id = found->second;
   }
+  return LoadFrame(*root, bos_token_id, config_path);
+}
+
+// transformers replaces the post-processor where tokenizer_config.json says what to add.
+absl::Status Tokenizer::Impl::LoadFrame(const json& config, int32_t bos_token_id, const std::string& config_path) {
+  const auto add_bos = JsonBool(config, "add_bos_token", false, config_path);
+  const auto add_eos = JsonBool(config, "add_eos_token", false, config_path);
+  if (!add_bos.ok()) return add_bos.status();
+  if (!add_eos.ok()) return add_eos.status();
+  if (!config.contains("add_bos_token") && !config.contains("add_eos_token")) return absl::OkStatus();
+  frame = SpecialFrame();
+  if (*add_bos && bos_token_id >= 0) frame.before.push_back(bos_token_id);
+  if (*add_eos && eos_token_id >= 0) frame.after.push_back(eos_token_id);
   return absl::OkStatus();
 }
 
@@ -348,6 +367,9 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(std::string_view 
   impl->pre_tokenizer = *std::move(pre_tokenizer);
   if (absl::Status status = impl->LoadAddedTokens(*root); !status.ok()) return status;
   impl->special.resize(impl->bytes.size());
+  auto frame = ReadPostProcessor(root->value("post_processor", json()), impl->bytes.size(), path);
+  if (!frame.ok()) return frame.status();
+  impl->frame = *std::move(frame);
   return std::unique_ptr<Tokenizer>(new Tokenizer(std::move(impl)));
 }
 
@@ -362,8 +384,9 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& di
   return tokenizer;
 }
 
-absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(std::string_view text) const {
+absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(std::string_view text, bool add_special_tokens) const {
   std::vector<int32_t> ids;
+  if (add_special_tokens) ids = impl_->frame.before;
   const std::string valid = ToValidUtf8(text);
   for (const AddedSection& section : impl_->raw_added.Cut(valid)) {
     if (section.id >= 0) {
@@ -372,6 +395,16 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(std::string_view text) co
       return status;
     }
   }
+  if (add_special_tokens) ids.insert(ids.end(), impl_->frame.after.begin(), impl_->frame.after.end());
+  return ids;
+}
+
+absl::StatusOr<std::vector<int32_t>> Tokenizer::EncodePrompt(std::string_view text) const {
+  auto ids = Encode(text);
+  if (!ids.ok()) return ids;
+  const auto& before = impl_->frame.before;
+  const bool begun = ids->size() >= before.size() && std::equal(before.begin(), before.end(), ids->begin());
+  if (!begun) ids->insert(ids->begin(), before.begin(), before.end());
   return ids;
 }
 

@@ -24,7 +24,8 @@ namespace lockstep {
 
 class Tokenizer {
  public:
-  // DIR/tokenizer.json, and eos_token / pad_token of DIR/tokenizer_config.json where that exists.
+  // DIR/tokenizer.json, and of DIR/tokenizer_config.json, where that exists, eos_token and pad_token, and add_bos_token
+  // and add_eos_token, which take the post-processor's place.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& dir);
   // `path` is for messages.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> FromJson(std::string_view json, const std::string& path);
@@ -33,8 +34,12 @@ class Tokenizer {
   Tokenizer& operator=(const Tokenizer&) = delete;
 
   // Added tokens in the text ("<|endoftext|>") become their ids. Invalid UTF-8 is read as U+FFFD. INVALID_ARGUMENT when
-  // the vocabulary has no token for a byte of the text.
-  absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text) const;
+  // the vocabulary has no token for a byte of the text. With add_special_tokens, the tokens that the post-processor
+  // puts around a text (Llama 3's <|begin_of_text|>) come too: what tokenizer(text)["input_ids"] is in transformers.
+  absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, bool add_special_tokens = false) const;
+  // A text to be continued: the special tokens that go before it are added, except where it begins with them already (a
+  // prompt whose template writes its own beginning of text gets no second one); those that go after it are not.
+  absl::StatusOr<std::vector<int32_t>> EncodePrompt(std::string_view text) const;
   // The bytes of the tokens; a response cut inside a character ends in half of it (see ToValidUtf8). Unknown ids give
   // nothing.
   std::string Decode(const std::vector<int32_t>& ids, bool skip_special_tokens = false) const;

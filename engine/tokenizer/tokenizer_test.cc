@@ -182,11 +182,70 @@ INSTANTIATE_TEST_SUITE_P(
         Hostile{"/normalizer", "{\"type\": \"Lowercase\"}", "normalizer type \"Lowercase\""},
         Hostile{"/decoder", "null", "decoder is null"},
         Hostile{"/decoder", "{\"type\": \"WordPiece\"}", "decoder type"},
+        Hostile{"/post_processor", "3", "post_processor is 3, must be an object"},
+        Hostile{"/post_processor", "{\"type\": \"BertProcessing\"}", "post_processor type \"BertProcessing\""},
+        Hostile{"/post_processor", "{\"type\": \"TemplateProcessing\"}", "needs an array single"},
+        Hostile{"/post_processor", "{\"type\": \"TemplateProcessing\", \"single\": []}", "has the text 0 times"},
+        Hostile{"/post_processor",
+                R"({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}], "special_tokens": {}})",
+                "uses the special token \"<s>\", which special_tokens lacks"},
+        Hostile{
+            "/post_processor",
+            R"({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}],
+                    "special_tokens": {"<s>": {"ids": [4]}}})",
+            "gives \"<s>\" the id 4, must be an integer below 4"},
         Hostile{"/added_tokens", "3", "added_tokens must be an array"},
         Hostile{"/added_tokens/0/id", "1", "id 1 is used by two tokens"},
         Hostile{"/added_tokens/0/content", "\"a\"", "added token \"a\" has id 3, and the vocabulary gives it 0"},
         Hostile{"/added_tokens/0/content", "\"\"", "an added token of 0 bytes"},
         Hostile{"/added_tokens/0/id", "null", "token \"<e>\" has id null"}));
+
+// Valid(), with token 3 before and token 1 behind every text.
+json Framed() {
+  json file = Valid();
+  file["post_processor"] = json::parse(R"({"type": "Sequence", "processors": [
+      {"type": "ByteLevel"},
+      {"type": "TemplateProcessing",
+       "single": [{"SpecialToken": {"id": "<e>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                  {"SpecialToken": {"id": "b", "type_id": 0}}],
+       "special_tokens": {"<e>": {"id": "<e>", "ids": [3], "tokens": ["<e>"]},
+                          "b": {"id": "b", "ids": [1], "tokens": ["b"]}}}]})");
+  return file;
+}
+
+TEST(Tokenizer, SpecialTokensGoAroundATextWhereTheyAreAskedFor) {
+  const auto tokenizer = Tokenizer::FromJson(Framed().dump(), "t.json").value();
+  EXPECT_EQ(tokenizer->Encode("ab").value(), (std::vector<int32_t>{2}));
+  EXPECT_EQ(tokenizer->Encode("ab", true).value(), (std::vector<int32_t>{3, 2, 1}));
+  EXPECT_EQ(tokenizer->Encode("", true).value(), (std::vector<int32_t>{3, 1}));
+}
+
+TEST(Tokenizer, APromptBeginsWithItsSpecialTokensOnce) {
+  const auto tokenizer = Tokenizer::FromJson(Framed().dump(), "t.json").value();
+  EXPECT_EQ(tokenizer->EncodePrompt("ab").value(), (std::vector<int32_t>{3, 2}));
+  EXPECT_EQ(tokenizer->EncodePrompt("<e>ab").value(), (std::vector<int32_t>{3, 2}));
+  EXPECT_EQ(tokenizer->EncodePrompt("").value(), (std::vector<int32_t>{3}));
+}
+
+TEST(Tokenizer, AddBosTokenOfTokenizerConfigTakesThePostProcessorsPlace) {
+  std::string dir = ::testing::TempDir() + "/framed_tokenizer.XXXXXX";
+  ASSERT_NE(mkdtemp(dir.data()), nullptr);
+  ASSERT_TRUE(WriteFileAtomically(dir + "/tokenizer.json", Framed().dump()).ok());
+  const std::vector<std::pair<const char*, std::vector<int32_t>>> cases = {
+      {R"({"bos_token": "a", "eos_token": "<e>"})", {3, 2, 1}},
+      {R"({"bos_token": "a", "eos_token": "<e>", "add_bos_token": true})", {0, 2}},
+      {R"({"bos_token": "a", "eos_token": "<e>", "add_bos_token": true, "add_eos_token": true})", {0, 2, 3}},
+      {R"({"bos_token": null, "add_bos_token": true})", {2}},
+      {R"({"bos_token": "a", "add_bos_token": false})", {2}},
+      {R"({"bos_token": "unknown", "add_bos_token": false})", {2}},
+  };
+  for (const auto& [config, ids] : cases) {
+    ASSERT_TRUE(WriteFileAtomically(dir + "/tokenizer_config.json", config).ok());
+    const auto tokenizer = Tokenizer::Load(dir);
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    EXPECT_EQ((*tokenizer)->Encode("ab", true).value(), ids) << config;
+  }
+}
 
 TEST(Tokenizer, RefusesTextThatIsNoJson) {
   const std::vector<std::pair<std::string, std::string>> cases = {
