@@ -33,6 +33,9 @@ absl::StatusOr<std::shared_ptr<Weights>> LoadHfWeights(const std::string& dir, D
 // files are copied from tokenizer_dir ("" for none).
 absl::Status WriteHfFolder(const std::string& dir, const ModelConfig& config, const float* arena, DType dtype,
                            const std::string& tokenizer_dir);
+// A folder of random weights (InitializeArena's values for this seed), tensor by tensor: never holds more than a block.
+absl::Status WriteRandomHfFolder(const std::string& dir, const ModelConfig& config, uint64_t seed, float std,
+                                 DType dtype, const std::string& tokenizer_dir);
 // The same files into a folder that exists, without the rename: for a checkpoint that adds its own files first.
 absl::Status WriteHfFiles(const std::string& dir, const ModelConfig& config, const float* arena, DType dtype,
                           const std::string& tokenizer_dir);
