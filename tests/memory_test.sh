@@ -7,12 +7,14 @@
 source "$(dirname "$(realpath "$0")")/lib.sh"
 shape=${1:-quickstart}
 least=${2:-70}
+steps=${3:-2}
 make_model
 "$lockstep" make-model --shape="$shape" --tokenizer=base shaped > make.log || fail "make-model: $(cat make.log)"
 cat make.log
-settings=(model.path=shaped run_dir=measured trainer.max_steps=2 trainer.prompts_per_step=4 rollout.n=4
-  rollout.max_tokens=32 rollout.num_servers=1 rollout.max_batch_size=16 learner.activation_recompute=true
-  learner.micro_batch_tokens=512 trainer.checkpoint_every=0 learner.threads=2 rollout.threads=2)
+settings=(model.path=shaped run_dir=measured trainer.max_steps="$steps" trainer.prompts_per_step=4
+  trainer.checkpoint_every=0 rollout.n=4 rollout.max_tokens=32 rollout.num_servers=1 rollout.max_batch_size=16
+  rollout.threads=2 rollout.group_timeout_seconds=3000 learner.activation_recompute=true
+  learner.micro_batch_tokens=512 learner.threads=2 weight_sync.timeout_seconds=300)
 
 # Peak of RssAnon in KiB of each process of the run, into PEAKS/NAME.
 mkdir peaks
@@ -23,7 +25,8 @@ watch_peaks() {
         rss=$(awk '/^RssAnon:/ {print $2}' "/proc/$pid/status" 2> /dev/null)
         [[ -n $rss ]] || continue
         ((rss > $(cat "peaks/$name" 2> /dev/null || echo 0))) && echo "$rss" > "peaks/$name"
-        awk '/^VmHWM:/ {print $2}' "/proc/$pid/status" > "peaks/$name.hwm" 2> /dev/null
+        hwm=$(awk '/^VmHWM:/ {print $2}' "/proc/$pid/status" 2> /dev/null)
+        [[ -n $hwm ]] && echo "$hwm" > "peaks/$name.hwm"
       done
     done
     read -rt 0.05 <> <(:) || true
@@ -33,8 +36,9 @@ watch_peaks &
 watcher=$!
 "$lockstep" run run.yaml "${settings[@]}" > run.log 2>&1 || fail "run: $(tail -n 3 run.log)"
 kill $watcher
-steps_done measured 2 || fail "the run made no two steps"
+steps_done measured "$steps" || fail "the run made no $steps steps"
 grep '^memory: ' run.log
+jq -c '[.step, .response_tokens, .seconds]' measured/metrics.jsonl
 
 failed=0
 for name in learner rollout_server; do
