@@ -106,7 +106,8 @@ TEST_F(DatasetTest, ErrorsNameFileAndLine) {
   EXPECT_EQ(Error("{\"prompt\": \"1\"}"),
             "data.jsonl:1: no text or number under answer, label, solution, ground_truth or reward_model.ground_truth");
   EXPECT_EQ(Error("{\"prompt\": true, \"answer\": 1}"), "data.jsonl:1: prompt is true, must be text or a number");
-  EXPECT_EQ(Error("{\"prompt\": \"1\", \"label\": [2]}"), "data.jsonl:1: label is [2], must be text or a number");
+  EXPECT_EQ(Error("{\"prompt\": \"1\", \"label\": [2]}"),
+            "data.jsonl:1: label is an array of 1, must be text or a number");
   EXPECT_EQ(Error("{\"question\": \"1\", \"answer\": \"1+1=2 #### \"}"),
             "data.jsonl:1: the answer ends in ####, and nothing follows");
   EXPECT_EQ(Error("{\"prompt\": [{\"role\": \"user\", \"content\": \"1\"}], \"answer\": 1}"),
