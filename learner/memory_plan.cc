@@ -16,7 +16,7 @@ namespace lockstep {
 namespace {
 
 // A process with its libraries, gRPC's threads and buffers, metrics, ledger cache: measured with a tiny model.
-constexpr uint64_t kProcessBytes = uint64_t{48} << 20;
+constexpr uint64_t kProcessBytes = uint64_t{32} << 20;
 // Tables that a tokenizer.json of a byte in the file becomes in memory, and its parse on the way there.
 constexpr uint64_t kTokenizerFactor = 12;
 // A problem is kept as its line and as tokens of 4 bytes, of which a byte of text makes at most one.
@@ -28,6 +28,13 @@ constexpr uint64_t kLoadBlockBytes = uint64_t{8} << 20;
 constexpr uint64_t kSampleTokenBytes = 64;
 // Rows of vocabulary-sized logits in a rollout server.
 constexpr int64_t kLogitRows = 64;
+
+// What a Buffer takes (engine/tensor/tensor.cc): from 4 MiB on whole huge pages, else whole cache lines.
+uint64_t BufferBytes(uint64_t bytes) {
+  constexpr uint64_t kHugePage = uint64_t{2} << 20;
+  const uint64_t unit = bytes >= 2 * kHugePage ? kHugePage : 64;
+  return (bytes + unit - 1) / unit * unit;
+}
 
 std::string GiB(uint64_t bytes) { return absl::StrFormat("%.1f", static_cast<double>(bytes) / (1 << 30)); }
 
@@ -80,7 +87,8 @@ absl::StatusOr<ProcessMemory> RolloutServerProcess(const MemoryInputs& in) {
     // The set that an update fills; with samples in flight over an update, `finish` keeps an older one for them.
     const bool older = in.config.algorithm().max_staleness() > 0 && in.config.weight_sync().in_flight() == "finish";
     server.pools.push_back({"shadow weights", weights * (older ? 2 : 1)});
-    server.pools.push_back({"buckets", 2 * (uint64_t{in.config.weight_sync().bucket_mib()} << 20)});
+    const uint64_t bucket = uint64_t{in.config.weight_sync().bucket_mib()} << 20;
+    server.pools.push_back({"buckets", 2 * std::min(bucket, weights)});
   }
   const int64_t response = std::max(rollout.max_tokens(), in.config.eval().max_tokens());
   const int64_t longest =
@@ -177,13 +185,13 @@ std::string MemoryPlan::Json() const {
 }
 
 uint64_t WeightsBytes(const ModelConfig& model, DType dtype) {
-  int64_t elements = 0;
+  uint64_t bytes = 0;
   for (const ParamSpec& spec : ParamLayout(model).params) {
     const bool vector = spec.kind == ParamSpec::Kind::kVector;
     const int64_t rows = vector ? spec.rows : (spec.rows + kPanelWidth - 1) / kPanelWidth * kPanelWidth;
-    elements += rows * spec.cols;
+    bytes += BufferBytes(static_cast<uint64_t>(rows * spec.cols) * DTypeSize(dtype));
   }
-  return static_cast<uint64_t>(elements) * DTypeSize(dtype);
+  return bytes;
 }
 
 absl::StatusOr<MemoryPlan> PlanMemory(const MemoryInputs& in) {

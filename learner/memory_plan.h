@@ -41,7 +41,7 @@ struct MemoryPlan {
   std::string Json() const;
 };
 
-// Bytes of a set of weights as the engine holds it (matrices in whole panels of 16 rows).
+// Bytes that a set of weights takes: matrices in whole panels of 16 rows, large buffers in whole huge pages.
 uint64_t WeightsBytes(const ModelConfig& model, DType dtype);
 
 // Of the processes that `lockstep` starts on this machine: none for rollout.addresses or learner.addresses that are
