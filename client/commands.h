@@ -35,6 +35,9 @@ absl::StatusOr<std::string> LearnerAddress(const std::string& run);
 int RunCommand(const std::vector<std::string>& arguments);         // run CONFIG [key=value ...] [--resume] [--detach]
 int PretrainCommand(const std::vector<std::string>& arguments);    // pretrain CONFIG [key=value ...]
 int FilterCommand(const std::vector<std::string>& arguments);      // filter CONFIG [key=value ...] --out=FILE
+int EvalCommand(const std::vector<std::string>& arguments);        // eval CONFIG, or eval --model=DIR --data=FILE
+int ScoreCommand(const std::vector<std::string>& arguments);       // score --model=DIR FILE.jsonl
+int MakeModelCommand(const std::vector<std::string>& arguments);   // make-model --shape=NAME OUT_DIR
 int StatusCommand(const std::vector<std::string>& arguments);      // status RUN
 int WatchCommand(const std::vector<std::string>& arguments);       // watch RUN
 int PauseCommand(const std::vector<std::string>& arguments);       // pause RUN

@@ -42,6 +42,10 @@ const std::map<std::string, std::string>& Aliases() {
       {"actor_rollout_ref.actor.clip_ratio_high", "algorithm.clip_high"},
       {"actor_rollout_ref.actor.loss_agg_mode", "algorithm.aggregation"},
       {"actor_rollout_ref.actor.ppo_max_token_len_per_gpu", "learner.micro_batch_tokens"},
+      {"actor_rollout_ref.rollout.val_kwargs.n", "eval.n"},
+      {"actor_rollout_ref.rollout.val_kwargs.temperature", "eval.temperature"},
+      {"actor_rollout_ref.rollout.val_kwargs.top_p", "eval.top_p"},
+      {"actor_rollout_ref.rollout.val_kwargs.top_k", "eval.top_k"},
       {"data.train_files", "data.train"},
       {"data.val_files", "data.eval"},
       {"data.train_batch_size", "trainer.prompts_per_step"},
@@ -344,6 +348,10 @@ v1::RunConfig DefaultRunConfig() {
   trainer->set_stop_reward_patience(1);
   trainer->set_checkpoint_every(50);
   trainer->set_keep_checkpoints(2);
+  auto* eval = config.mutable_eval();  // the paper's settings
+  eval->set_n(32);
+  eval->set_temperature(0.6f);
+  eval->set_top_p(0.95f);
   config.mutable_model();
   return config;
 }

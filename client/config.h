@@ -26,6 +26,10 @@ absl::Status ValidateRunConfig(const v1::RunConfig& config);
 // What the config names must exist: model folder with config.json, data files.
 absl::Status CheckRunFiles(const v1::RunConfig& config, bool needs_tokenizer);
 
+// The parts of it: the model folder, and one data file under its key.
+absl::Status CheckModelFolder(const v1::RunConfig& config, bool needs_tokenizer);
+absl::Status CheckDataFile(const std::string& key, const std::string& path);
+
 // The resolved config as YAML with every key.
 std::string RunConfigToYaml(const v1::RunConfig& config);
 

@@ -77,6 +77,9 @@ absl::Status CheckRanges(const v1::RunConfig& c) {
            AtLeast("algorithm.is_clip", c.algorithm().is_clip(), 0),
            AtLeast("algorithm.clip_low", c.algorithm().clip_low(), 0),
            AtLeast("algorithm.clip_high", c.algorithm().clip_high(), 0),
+           Within("eval.n", c.eval().n(), 1, 1024),
+           Within("eval.temperature", c.eval().temperature(), 0, 100),
+           Within("eval.top_p", c.eval().top_p(), 1e-6, 1),
            AtLeast("learner.world_size", c.learner().world_size(), 1),
            AtLeast("learner.lr", c.learner().lr(), 0),
            Within("learner.beta1", c.learner().beta1(), 0, 0.999999),
@@ -113,6 +116,17 @@ absl::Status ValidateRunConfig(const v1::RunConfig& c) {
         "apply "
         "top-p or top-k; set top_p: 1 and top_k: 0 (temperature is applied by both)");
   }
+  if (c.trainer().eval_every() > 0 && c.data().eval().empty()) {
+    return Combination(absl::StrCat("trainer.eval_every: ", c.trainer().eval_every(),
+                                    " evaluates on data.eval, which is not set; name a JSONL file, or set 0"));
+  }
+  if (c.eval().temperature() == 0 && c.eval().n() > 1) {
+    return Combination(absl::StrCat("eval.temperature: 0 is greedy, and all ", c.eval().n(),
+                                    " samples (eval.n) would be the same; set eval.n: 1 or a temperature above 0"));
+  }
+  if (c.eval().temperature() > 0 && c.eval().temperature() < 0.01) {
+    return Combination(absl::StrCat("eval.temperature: ", c.eval().temperature(), " is below 0.01; use 0 for greedy"));
+  }
   if (c.algorithm().max_staleness() == 0 && c.weight_sync().in_flight() != "finish") {
     return Combination(absl::StrCat("weight_sync.in_flight: '", c.weight_sync().in_flight(),
                                     "' needs algorithm.max_staleness >= 1: with 0 nothing is in flight at an update"));
@@ -136,7 +150,7 @@ absl::Status ValidateRunConfig(const v1::RunConfig& c) {
   return absl::OkStatus();
 }
 
-absl::Status CheckRunFiles(const v1::RunConfig& c, bool needs_tokenizer) {
+absl::Status CheckModelFolder(const v1::RunConfig& c, bool needs_tokenizer) {
   if (c.model().path().empty()) {
     return absl::InvalidArgumentError("model.path: is not set; name a Hugging Face model folder");
   }
@@ -148,15 +162,22 @@ absl::Status CheckRunFiles(const v1::RunConfig& c, bool needs_tokenizer) {
                                               "model.safetensors and tokenizer.json"));
     }
   }
-  if (c.data().train().empty()) {
-    return absl::InvalidArgumentError("data.train: is not set; name a JSONL file with `prompt` and `answer` a line");
-  }
-  for (const std::string& path : {c.data().train(), c.data().eval()}) {
-    if (!path.empty() && !Exists(path)) {
-      return absl::NotFoundError(absl::StrCat("data: ", path, " does not exist; name a JSONL file"));
-    }
-  }
   return absl::OkStatus();
+}
+
+absl::Status CheckDataFile(const std::string& key, const std::string& path) {
+  if (path.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(key, ": is not set; name a JSONL file with `prompt` and `answer` a line"));
+  }
+  if (!Exists(path)) return absl::NotFoundError(absl::StrCat("data: ", path, " does not exist; name a JSONL file"));
+  return absl::OkStatus();
+}
+
+absl::Status CheckRunFiles(const v1::RunConfig& c, bool needs_tokenizer) {
+  if (absl::Status status = CheckModelFolder(c, needs_tokenizer); !status.ok()) return status;
+  if (absl::Status status = CheckDataFile("data.train", c.data().train()); !status.ok()) return status;
+  return c.data().eval().empty() ? absl::OkStatus() : CheckDataFile("data.eval", c.data().eval());
 }
 
 }  // namespace lockstep

@@ -34,12 +34,13 @@ TEST(ConfigTest, ReadsSectionsListsAndOverridesInThisOrder) {
 TEST(ConfigTest, TakesTheNamesOfVerl) {
   const auto config = ParseRunConfig(
       "actor_rollout_ref:\n  rollout:\n    n: 5\n  actor:\n    optim:\n      lr: 1e-5\ndata:\n  train_files: x.jsonl\n",
-      "run.yaml", {"trainer.save_freq=3"});
+      "run.yaml", {"trainer.save_freq=3", "actor_rollout_ref.rollout.val_kwargs.n=2"});
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_EQ(config->rollout().n(), 5u);
   EXPECT_FLOAT_EQ(config->learner().lr(), 1e-5f);
   EXPECT_EQ(config->data().train(), "x.jsonl");
   EXPECT_EQ(config->trainer().checkpoint_every(), 3u);
+  EXPECT_EQ(config->eval().n(), 2u);
 }
 
 TEST(ConfigTest, WhatItWritesItReads) {
@@ -57,6 +58,12 @@ TEST(ConfigTest, RefusesEachBadFileInOneLineWithPlaceAndWayOut) {
     std::string line;
   };
   const std::vector<Case> cases = {
+      {"trainer: {eval_every: 5}\n",
+       "run.yaml: trainer.eval_every: 5 evaluates on data.eval, which is not set; name a JSONL file, or set 0"},
+      {"eval: {temperature: 0}\n",
+       "run.yaml: eval.temperature: 0 is greedy, and all 32 samples (eval.n) would be the same; set eval.n: 1 or a "
+       "temperature above 0"},
+      {"eval: {n: 2000}\n", "run.yaml: eval.n: 2000 is outside of [1, 1024]"},
       {"rollout:\n  temprature: 1\n", "run.yaml:2: rollout.temprature: unknown key; did you mean rollout.temperature?"},
       {"rolout:\n  n: 1\n", "run.yaml:1: rolout: unknown key; did you mean rollout.n?"},
       {"learner:\n  temperature: 1\n",

@@ -1,6 +1,6 @@
-// doctor: what this machine has, what is missing, and what to do about it.
+// doctor: what this machine has, what is missing, and what to do about it; with a config, whether its run fits.
+#include <google/protobuf/text_format.h>
 #include <sys/statvfs.h>
-#include <sys/sysinfo.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -13,6 +13,9 @@
 #include "absl/strings/str_format.h"
 #include "client/child.h"
 #include "client/commands.h"
+#include "client/config.h"
+#include "client/memory_check.h"
+#include "client/temporary_folder.h"
 
 namespace lockstep {
 namespace {
@@ -43,13 +46,21 @@ void CheckProcessor(Report& report) {
   }
 }
 
-void CheckMemoryAndDisk(Report& report) {
-  struct sysinfo info;
-  if (sysinfo(&info) == 0) {
-    const double total = static_cast<double>(info.totalram) * info.mem_unit / (1 << 30);
-    const double free = static_cast<double>(info.freeram + info.bufferram) * info.mem_unit / (1 << 30);
-    report.Good("memory", absl::StrFormat("%.1f GiB, %.1f GiB free", total, free));
+// A field of /proc/meminfo in GiB; 0 when it is not there.
+double MemoryGiB(const std::string& field) {
+  std::ifstream file("/proc/meminfo");
+  for (std::string line; std::getline(file, line);) {
+    std::istringstream words(line);
+    std::string name;
+    double kib = 0;
+    if (words >> name >> kib && name == field + ":") return kib / (1 << 20);
   }
+  return 0;
+}
+
+void CheckMemoryAndDisk(Report& report) {
+  report.Good("memory",
+              absl::StrFormat("%.1f GiB, %.1f GiB available", MemoryGiB("MemTotal"), MemoryGiB("MemAvailable")));
   struct statvfs disk;
   if (statvfs(".", &disk) == 0) {
     const double free = static_cast<double>(disk.f_bavail) * static_cast<double>(disk.f_frsize) / (1 << 30);
@@ -62,7 +73,7 @@ void CheckMemoryAndDisk(Report& report) {
 }
 
 void CheckPrograms(Report& report) {
-  for (const char* name : {"lockstep_rollout_server", "lockstep_learner"}) {
+  for (const char* name : {"lockstep_rollout_server", "lockstep_learner", "lockstep_score", "lockstep_make_model"}) {
     const absl::StatusOr<std::string> path = FindBinary(name);
     if (path.ok()) {
       report.Good(name, *path);
@@ -102,16 +113,40 @@ void CheckLoopback(Report& report) {
   }
 }
 
+// Whether the run of a config will fit this machine's memory.
+absl::Status CheckRun(const std::string& path, const std::vector<std::string>& overrides, Report& report) {
+  const absl::StatusOr<v1::RunConfig> config = LoadRunConfig(path, overrides);
+  if (!config.ok()) return config.status();
+  if (absl::Status status = CheckRunFiles(*config, true); !status.ok()) return status;
+  const TemporaryFolder folder;
+  std::string text;
+  google::protobuf::TextFormat::PrintToString(*config, &text);
+  std::ofstream(folder.path() + "/config.pbtxt") << text;
+  const absl::StatusOr<std::string> plan =
+      MemoryPlanLine(folder.path() + "/config.pbtxt", "rl", folder.path() + "/plan.log");
+  if (plan.ok()) {
+    report.Good(path, *plan);
+  } else {
+    report.Missing(path, std::string(plan.status().message()));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 int DoctorCommand(const std::vector<std::string>& arguments) {
-  if (!arguments.empty()) return Usage("doctor takes no arguments");
+  const absl::StatusOr<Arguments> split = SplitArguments(arguments, {});
+  if (!split.ok()) return Fail(split.status(), 2);
   Report report;
   CheckProcessor(report);
   CheckMemoryAndDisk(report);
   CheckPrograms(report);
   CheckLoopback(report);
   CheckGpu(report);
+  if (!split->words.empty()) {
+    const std::vector<std::string> overrides(split->words.begin() + 1, split->words.end());
+    if (absl::Status status = CheckRun(split->words[0], overrides, report); !status.ok()) return Fail(status, 2);
+  }
   if (report.missing() == 0) {
     std::printf("nothing is missing\n");
     return 0;

@@ -1,11 +1,13 @@
-// generate: samples responses to one prompt from a model folder, through a rollout server of its own.
+// generate: samples responses to one prompt, or to a file of them, from a model folder, through a rollout server of
+// its own.
 #include <google/protobuf/text_format.h>
-#include <stdlib.h>
 #include <unistd.h>
 
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <iostream>
+#include <iterator>
 #include <map>
 #include <memory>
 
@@ -14,7 +16,9 @@
 #include "client/child.h"
 #include "client/commands.h"
 #include "client/config.h"
+#include "client/generate_batch.h"
 #include "client/launcher.h"
+#include "client/temporary_folder.h"
 #include "proto/channel.h"
 #include "proto/rollout.grpc.pb.h"
 
@@ -24,23 +28,6 @@ namespace {
 constexpr double kCallSeconds = 30;
 constexpr double kGenerateSeconds = 3600;
 
-// A folder that is removed with all that is in it.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    char name[] = "/tmp/lockstep-generate-XXXXXX";
-    if (mkdtemp(name) != nullptr) path_ = name;
-  }
-  ~TemporaryFolder() {
-    std::error_code error;
-    if (!path_.empty()) std::filesystem::remove_all(path_, error);
-  }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
-
 struct Options {
   std::string address;  // of a running server; empty: start one
   v1::RunConfig config = DefaultRunConfig();
@@ -48,11 +35,20 @@ struct Options {
   uint64_t seed = 1;
   bool greedy = false;
   std::string prompt;
+  std::string prompts;  // JSON lines instead; "-": standard input
 };
+
+// All of it, without the last line's end.
+std::string ReadStandardInput() {
+  std::string text(std::istreambuf_iterator<char>(std::cin), {});
+  if (!text.empty() && text.back() == '\n') text.pop_back();
+  return text;
+}
 
 absl::StatusOr<Options> Parse(const std::vector<std::string>& arguments) {
   const absl::StatusOr<Arguments> split = SplitArguments(
-      arguments, {"model=", "address=", "n=", "max_tokens=", "temperature=", "seed=", "dtype=", "threads=", "greedy"});
+      arguments,
+      {"model=", "address=", "n=", "max_tokens=", "temperature=", "seed=", "dtype=", "threads=", "prompts=", "greedy"});
   if (!split.ok()) return split.status();
   Options options;
   options.address = split->Get("address");
@@ -72,10 +68,17 @@ absl::StatusOr<Options> Parse(const std::vector<std::string>& arguments) {
   options.config.mutable_rollout()->set_max_tokens(max_tokens);
   options.config.mutable_rollout()->set_threads(threads);
   options.config.mutable_rollout()->set_temperature(temperature);
-  if (split->words.size() != 1) {
-    return absl::InvalidArgumentError("usage: lockstep generate --model=DIR [flags] PROMPT (quote the prompt)");
+  options.prompts = split->Get("prompts");
+  if (split->words.size() != (options.prompts.empty() ? 1 : 0)) {
+    return absl::InvalidArgumentError(
+        "usage: lockstep generate --model=DIR [flags] PROMPT (quote the prompt; - reads it from standard input), or "
+        "--prompts=FILE.jsonl in place of PROMPT");
   }
-  options.prompt = split->words[0];
+  if (options.prompts.empty()) {
+    options.prompt = split->words[0] == "-" ? ReadStandardInput() : split->words[0];
+  } else if (options.prompts != "-" && !std::filesystem::exists(options.prompts)) {
+    return absl::NotFoundError(absl::StrCat("--prompts: ", options.prompts, " does not exist"));
+  }
   if (options.address.empty() && options.config.model().path().empty()) {
     return absl::InvalidArgumentError("generate needs --model=DIR or --address=host:port");
   }
@@ -99,6 +102,14 @@ absl::StatusOr<std::string> StartServer(const Options& options, const std::strin
   return WaitForAddress(**child, folder + "/address", kStartSeconds);
 }
 
+v1::SamplingParams Sampling(const Options& options) {
+  v1::SamplingParams sampling;
+  sampling.set_temperature(options.greedy ? 0 : options.config.rollout().temperature());
+  sampling.set_top_p(1);
+  sampling.set_max_tokens(options.config.rollout().max_tokens());
+  return sampling;
+}
+
 v1::Group MakeGroup(const Options& options, const v1::TokenizeResponse& prompt) {
   v1::Group group;
   group.set_run_id("generate");
@@ -107,11 +118,8 @@ v1::Group MakeGroup(const Options& options, const v1::TokenizeResponse& prompt) 
   group.set_num_samples(options.n);
   group.set_seed(options.seed);
   *group.mutable_prompt_token_ids() = prompt.token_ids();
-  auto* sampling = group.mutable_sampling();
-  sampling->set_temperature(options.greedy ? 0 : options.config.rollout().temperature());
-  sampling->set_top_p(1);
-  sampling->set_max_tokens(options.config.rollout().max_tokens());
-  *sampling->mutable_stop_token_ids() = prompt.stop_token_ids();
+  *group.mutable_sampling() = Sampling(options);
+  *group.mutable_sampling()->mutable_stop_token_ids() = prompt.stop_token_ids();
   return group;
 }
 
@@ -192,20 +200,33 @@ absl::Status Generate(const Options& options, const std::string& address) {
   return absl::OkStatus();
 }
 
+absl::Status GenerateAll(const Options& options, const std::string& address) {
+  if (options.prompts.empty()) return Generate(options, address);
+  BatchOptions batch;
+  batch.name = options.prompts == "-" ? "stdin" : options.prompts;
+  batch.n = options.n;
+  batch.seed = options.seed;
+  batch.sampling = Sampling(options);
+  if (options.prompts == "-") return GenerateBatch(std::cin, std::cout, batch, address);
+  std::ifstream file(options.prompts);
+  if (!file) return absl::NotFoundError(absl::StrCat("--prompts: cannot read ", options.prompts));
+  return GenerateBatch(file, std::cout, batch, address);
+}
+
 }  // namespace
 
 int GenerateCommand(const std::vector<std::string>& arguments) {
   const absl::StatusOr<Options> options = Parse(arguments);
   if (!options.ok()) return Fail(options.status(), 2);
   if (!options->address.empty()) {
-    const absl::Status status = Generate(*options, options->address);
+    const absl::Status status = GenerateAll(*options, options->address);
     return status.ok() ? 0 : Fail(status);
   }
   const TemporaryFolder folder;
   std::unique_ptr<Child> child;
   absl::StatusOr<std::string> address = StartServer(*options, folder.path(), &child);
   if (!address.ok()) return Fail(address.status());
-  const absl::Status status = Generate(*options, *address);
+  const absl::Status status = GenerateAll(*options, *address);
   child->End(10);
   return status.ok() ? 0 : Fail(status);
 }

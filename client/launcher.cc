@@ -10,9 +10,11 @@
 #include <filesystem>
 #include <fstream>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "client/config.h"
+#include "client/memory_check.h"
 #include "proto/channel.h"
 #include "proto/learner.grpc.pb.h"
 
@@ -54,6 +56,19 @@ absl::Status Launcher::PrepareFolder() {
   std::string text;
   google::protobuf::TextFormat::PrintToString(config_, &text);
   return WriteText(Path("config.pbtxt"), text);
+}
+
+absl::Status Launcher::CheckMemory() {
+  const absl::StatusOr<std::string> plan =
+      MemoryPlanLine(Path("config.pbtxt"), options_.mode, Path("logs/memory_plan.log"));
+  if (!plan.ok() && !(options_.overcommit && absl::IsResourceExhausted(plan.status()))) {
+    return absl::Status(plan.status().code(),
+                        absl::StrCat(plan.status().message(), absl::StrContains(plan.status().message(), "memory: ")
+                                                                  ? "; --overcommit starts it all the same"
+                                                                  : ""));
+  }
+  if (options_.note) options_.note(plan.ok() ? *plan : std::string(plan.status().message()));
+  return absl::OkStatus();
 }
 
 absl::Status Launcher::StartServer(int index) {
@@ -98,6 +113,7 @@ absl::Status Launcher::StartLearner(int rank, const std::string& rollout_address
 
 absl::Status Launcher::Start() {
   if (absl::Status status = PrepareFolder(); !status.ok()) return status;
+  if (absl::Status status = CheckMemory(); !status.ok()) return status;
   std::vector<std::string> addresses(config_.rollout().addresses().begin(), config_.rollout().addresses().end());
   const auto run = [&]() -> absl::Status {
     if (options_.mode != "pretrain" && addresses.empty()) {
@@ -113,7 +129,8 @@ absl::Status Launcher::Start() {
         addresses.push_back(*address);
       }
     }
-    const int ranks = static_cast<int>(config_.learner().world_size());
+    const bool trains = options_.mode == "rl" || options_.mode == "pretrain";
+    const int ranks = trains ? static_cast<int>(config_.learner().world_size()) : 1;
     for (int rank = 0; rank < ranks; ++rank) {
       if (absl::Status status = StartLearner(rank, absl::StrJoin(addresses, ",")); !status.ok()) return status;
     }

@@ -20,8 +20,12 @@ inline constexpr int kMaxRestarts = 5;
 inline constexpr double kStartSeconds = 300;
 
 struct LaunchOptions {
-  std::string mode = "rl";  // "rl", "pretrain", "filter"
+  std::string mode = "rl";  // "rl", "pretrain", "filter", "eval"
   bool resume = false;
+  // Starts even though the memory plan says that it will not fit.
+  bool overcommit = false;
+  // Takes a line for the person who waits, before anything is started; may be empty.
+  std::function<void(const std::string& line)> note;
   std::vector<std::string> learner_flags;  // passed on
 };
 
@@ -30,7 +34,7 @@ class Launcher {
   Launcher(v1::RunConfig config, LaunchOptions options);
   ~Launcher();  // ends what still runs
 
-  // Writes config.yaml and config.pbtxt into the run folder, starts rollout servers (mode rl and filter, when no
+  // Writes config.yaml and config.pbtxt into the run folder, starts rollout servers (every mode but pretrain, when no
   // addresses are given), then the learner ranks. On an error everything that was started is ended.
   absl::Status Start();
   const std::string& learner_address() const { return learner_address_; }
@@ -52,6 +56,7 @@ class Launcher {
   };
 
   absl::Status PrepareFolder();
+  absl::Status CheckMemory();
   absl::Status StartServer(int index);
   absl::Status StartLearner(int rank, const std::string& rollout_addresses);
   std::string Path(const std::string& name) const { return config_.run_dir() + "/" + name; }

@@ -15,23 +15,38 @@ struct Command {
 };
 
 constexpr Command kCommands[] = {
-    {"run", "CONFIG [key=value ...] [--resume] [--detach]", "start a run, or go on with one", lockstep::RunCommand},
+    {"run", "CONFIG [key=value ...] [--resume] [--detach] [--overcommit]", "start a run, or go on with one",
+     lockstep::RunCommand},
     {"status", "RUN", "where a run stands", lockstep::StatusCommand},
     {"watch", "RUN", "follow a run until it ends", lockstep::WatchCommand},
     {"pause", "RUN", "hold a run after the step in progress", lockstep::PauseCommand},
     {"resume", "RUN", "let a paused run go on", lockstep::ResumeCommand},
     {"stop", "RUN", "end a run after the step in progress, with a checkpoint", lockstep::StopCommand},
     {"checkpoint", "RUN", "write a checkpoint now", lockstep::CheckpointCommand},
-    {"generate", "--model=DIR [--n=1] [--max_tokens=256] [--temperature=1] [--greedy] [--seed=1] PROMPT",
-     "sample responses from a model folder", lockstep::GenerateCommand},
+    {"generate",
+     "--model=DIR [--n=1] [--max_tokens=256] [--temperature=1] [--greedy] [--seed=1] PROMPT|- | "
+     "--prompts=FILE.jsonl|-",
+     "sample responses from a model folder: text as it comes, or JSON lines for a file of prompts",
+     lockstep::GenerateCommand},
     {"tokenize", "--model=DIR [--no-add-special-tokens] [--json] [--chat] [--decode [--skip-special-tokens]] < TEXTS",
      "texts, one a line, to JSON lists of token ids (--decode: back)", lockstep::TokenizeCommand},
     {"pretrain", "CONFIG [key=value ...]", "supervised fine-tuning on prompt/response JSONL",
      lockstep::PretrainCommand},
     {"filter", "CONFIG [key=value ...] --out=FILE [--samples=16] [--low=0.2] [--high=0.8]",
      "keep the problems whose pass rate lies between two thresholds", lockstep::FilterCommand},
+    {"eval",
+     "CONFIG [key=value ...] | --model=DIR --data=FILE [--n=32] [--temperature=0.6] [--top_p=0.95] [--max_tokens=N] "
+     "[--limit=N] [--reward=math] [--out=FILE]",
+     "pass@1, pass@k and maj@k of a model on held-out problems", lockstep::EvalCommand},
+    {"score",
+     "--model=DIR [--engine=learner|rollout] [--dtype=fp16] [--numerics=matched] [--temperature=1] [--threads=2] "
+     "[--out=FILE] FILE.jsonl",
+     "log-probs of given tokens, a JSON line each", lockstep::ScoreCommand},
+    {"make-model", "--shape=NAME|CONFIG.json [--dtype=fp16] [--seed=1] [--tokenizer=DIR] OUT_DIR",
+     "a model folder with random weights, for tests and measurements", lockstep::MakeModelCommand},
     {"summary", "RUN [--out=FILE] [--phase=NAME:SECONDS ...]", "the table of a finished run", lockstep::SummaryCommand},
-    {"doctor", "", "what this machine has, what is missing, how to get it", lockstep::DoctorCommand},
+    {"doctor", "[CONFIG [key=value ...]]", "what this machine has, what is missing, how to get it; whether a run fits",
+     lockstep::DoctorCommand},
 };
 
 void PrintHelp(std::FILE* out) {

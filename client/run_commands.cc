@@ -1,4 +1,4 @@
-// run, pretrain, filter: the commands that own services.
+// run, pretrain, filter, eval: the commands that own services.
 #include <fcntl.h>
 #include <signal.h>
 #include <unistd.h>
@@ -6,11 +6,14 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <fstream>
 #include <memory>
 #include <mutex>
+#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "client/commands.h"
 #include "client/config.h"
@@ -117,7 +120,11 @@ int Detach(const std::string& run_dir) {
   return 0;
 }
 
-int Launch(const v1::RunConfig& config, const LaunchOptions& options) {
+int Launch(const v1::RunConfig& config, LaunchOptions options) {
+  options.note = [](const std::string& line) {
+    std::printf("%s\n", line.c_str());
+    std::fflush(stdout);
+  };
   struct sigaction action = {};
   action.sa_handler = CountInterrupt;
   sigaction(SIGINT, &action, nullptr);
@@ -146,10 +153,64 @@ absl::StatusOr<Loaded> Load(const std::vector<std::string>& arguments, const std
   return Loaded{*std::move(split), *std::move(config)};
 }
 
+// eval: the config of a run file, or the defaults, with the flags as its keys.
+absl::StatusOr<Loaded> LoadEval(const std::vector<std::string>& arguments) {
+  const std::pair<const char*, const char*> keys[] = {{"model", "model.path"},
+                                                      {"data", "data.eval"},
+                                                      {"reward", "data.reward"},
+                                                      {"n", "eval.n"},
+                                                      {"temperature", "eval.temperature"},
+                                                      {"top_p", "eval.top_p"},
+                                                      {"max_tokens", "eval.max_tokens"},
+                                                      {"limit", "eval.max_problems"},
+                                                      {"seed", "seed"}};
+  std::vector<std::string> flags = {"out="};
+  for (const auto& [flag, key] : keys) flags.push_back(absl::StrCat(flag, "="));
+  absl::StatusOr<Arguments> split = SplitArguments(arguments, flags);
+  if (!split.ok()) return split.status();
+  std::string file;
+  std::vector<std::string> overrides;
+  for (const std::string& word : split->words) {
+    if (word.find('=') != std::string::npos) {
+      overrides.push_back(word);
+    } else if (file.empty()) {
+      file = word;
+    } else {
+      return absl::InvalidArgumentError(absl::StrCat("eval: '", word, "' is neither key=value nor the one CONFIG"));
+    }
+  }
+  for (const auto& [flag, key] : keys) {
+    if (split->Has(flag)) overrides.push_back(absl::StrCat(key, "=", split->Get(flag)));
+  }
+  absl::StatusOr<v1::RunConfig> config =
+      file.empty() ? ParseRunConfig("run_dir: runs", "command line", overrides) : LoadRunConfig(file, overrides);
+  if (!config.ok()) return config.status();
+  if (absl::Status status = CheckModelFolder(*config, true); !status.ok()) return status;
+  if (absl::Status status = CheckDataFile("data.eval", config->data().eval()); !status.ok()) return status;
+  config->set_run_dir(config->run_dir() + "/eval");  // the files of a run stay as they are
+  return Loaded{*std::move(split), *std::move(config)};
+}
+
+absl::Status PrintEvalTable(const std::string& path) {
+  std::ifstream file(path);
+  const auto report = nlohmann::ordered_json::parse(file, nullptr, /*allow_exceptions=*/false);
+  const auto results = report.is_object() ? report.find("results") : report.end();
+  if (!report.is_object() || results == report.end() || !results->is_object()) {
+    return absl::DataLossError(absl::StrCat(path, " was not written"));
+  }
+  for (const auto& [name, value] : results->items()) {
+    const std::string text = value.is_number_float() ? absl::StrFormat("%.4f", value.get<double>()) : value.dump();
+    std::printf("  %-24s %s\n", name.c_str(), text.c_str());
+  }
+  std::printf("  the same figures, and each problem's: %s\n", path.c_str());
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 int RunCommand(const std::vector<std::string>& arguments) {
-  const auto loaded = Load(arguments, "run CONFIG [key=value ...] [--resume] [--detach]", {"resume", "detach"});
+  const auto loaded = Load(arguments, "run CONFIG [key=value ...] [--resume] [--detach] [--overcommit]",
+                           {"resume", "detach", "overcommit"});
   if (!loaded.ok()) return Fail(loaded.status(), 2);
   if (loaded->arguments.Has("detach")) {
     const int code = Detach(loaded->config.run_dir());
@@ -157,14 +218,16 @@ int RunCommand(const std::vector<std::string>& arguments) {
   }
   LaunchOptions options;
   options.resume = loaded->arguments.Has("resume");
+  options.overcommit = loaded->arguments.Has("overcommit");
   return Launch(loaded->config, options);
 }
 
 int PretrainCommand(const std::vector<std::string>& arguments) {
-  const auto loaded = Load(arguments, "pretrain CONFIG [key=value ...]", {});
+  const auto loaded = Load(arguments, "pretrain CONFIG [key=value ...] [--overcommit]", {"overcommit"});
   if (!loaded.ok()) return Fail(loaded.status(), 2);
   LaunchOptions options;
   options.mode = "pretrain";
+  options.overcommit = loaded->arguments.Has("overcommit");
   return Launch(loaded->config, options);
 }
 
@@ -179,6 +242,18 @@ int FilterCommand(const std::vector<std::string>& arguments) {
   options.learner_flags = {"--filter_out=" + flags.Get("out"), "--filter_samples=" + flags.Get("samples", "16"),
                            "--filter_low=" + flags.Get("low", "0.2"), "--filter_high=" + flags.Get("high", "0.8")};
   return Launch(loaded->config, options);
+}
+
+int EvalCommand(const std::vector<std::string>& arguments) {
+  const auto loaded = LoadEval(arguments);
+  if (!loaded.ok()) return Fail(loaded.status(), 2);
+  const std::string out = loaded->arguments.Get("out", loaded->config.run_dir() + "/eval.json");
+  LaunchOptions options;
+  options.mode = "eval";
+  options.learner_flags = {"--eval_out=" + out};
+  if (const int code = Launch(loaded->config, options); code != 0) return code;
+  const absl::Status status = PrintEvalTable(out);
+  return status.ok() ? 0 : Fail(status);
 }
 
 }  // namespace lockstep

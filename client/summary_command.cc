@@ -45,6 +45,7 @@ absl::StatusOr<std::vector<Json>> ReadSteps(const std::string& run) {
     if (step.is_discarded() || !step.is_object()) {
       return absl::DataLossError(absl::StrCat(path, ":", number, ": is not a JSON object; the file was damaged"));
     }
+    if (step.contains("eval")) continue;  // a held-out evaluation
     const int64_t number_of_step = static_cast<int64_t>(Number(step, "step"));
     steps[number_of_step] = std::move(step);
   }

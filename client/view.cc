@@ -50,6 +50,21 @@ std::string StepLine(const v1::RunStatus& status) {
       s.train_tokens_per_second(), s.staleness_mean(), Duration(status.seconds_left()));
 }
 
+std::string EvalLine(const v1::EvalSummary& eval) {
+  const auto at = [&eval](const google::protobuf::Map<uint32_t, double>& values, uint32_t k) {
+    const auto found = values.find(k);
+    return found == values.end() ? 0.0 : found->second;
+  };
+  std::string line = absl::StrFormat("pass@1 %.3f", at(eval.pass_at_k(), 1));
+  if (eval.n() > 1) {
+    absl::StrAppend(&line, absl::StrFormat("  pass@%d %.3f  maj@%d %.3f", eval.n(), at(eval.pass_at_k(), eval.n()),
+                                           eval.n(), at(eval.majority_at_k(), eval.n())));
+  }
+  absl::StrAppend(&line, absl::StrFormat("  length %.1f  cut %.1f%%  (%d problems, %s)", eval.response_length_mean(),
+                                         100 * eval.cut_by_length(), eval.problems(), Duration(eval.seconds())));
+  return line;
+}
+
 std::string StatusBlock(const v1::RunStatus& status) {
   const v1::StepSummary& s = status.last_step();
   std::string out = absl::StrFormat("run %s  %s  step %d/%d  weights v%d (epoch %d)  left %s\n", status.run_dir(),
@@ -71,6 +86,9 @@ std::string StatusBlock(const v1::RunStatus& status) {
   absl::StrAppend(&out,
                   absl::StrFormat("speed      rollout %.0f tok/s   training %.0f tok/s   staleness %.2g\n",
                                   s.rollout_tokens_per_second(), s.train_tokens_per_second(), s.staleness_mean()));
+  if (status.has_last_eval()) {
+    absl::StrAppend(&out, "eval       step ", status.last_eval().step(), "  ", EvalLine(status.last_eval()), "\n");
+  }
   for (const v1::RolloutServerStatus& server : status.servers()) {
     absl::StrAppend(&out, "server     ", server.address(), " ", server.state(), " v", server.weight_version(), ", ",
                     server.groups_in_flight(), " groups in flight",
@@ -95,6 +113,11 @@ void View::Show(const v1::RunStatus& status) {
     if (status.last_step().step() > 0 && static_cast<int64_t>(status.last_step().step()) != last_step_) {
       last_step_ = static_cast<int64_t>(status.last_step().step());
       std::fprintf(out_, "%s\n", StepLine(status).c_str());
+    }
+    if (status.has_last_eval() && static_cast<int64_t>(status.last_eval().step()) != last_eval_step_) {
+      last_eval_step_ = static_cast<int64_t>(status.last_eval().step());
+      std::fprintf(out_, "eval at step %d  %s\n", static_cast<int>(last_eval_step_),
+                   EvalLine(status.last_eval()).c_str());
     }
     if (!status.message().empty() && status.message() != last_message_) {
       std::fprintf(out_, "%s: %s\n", PhaseName(status.phase()).c_str(), status.message().c_str());

@@ -11,6 +11,8 @@ namespace lockstep {
 
 // One line of a finished step: step, reward, length, KL(mu||pi), loss scale, tokens/s, staleness, time left.
 std::string StepLine(const v1::RunStatus& status);
+// One line of a held-out evaluation: pass@1, pass@n, maj@n, length, fraction cut by length.
+std::string EvalLine(const v1::EvalSummary& eval);
 // The block of `status` and of the terminal view, one string a line.
 std::string StatusBlock(const v1::RunStatus& status);
 std::string PhaseName(v1::RunPhase phase);
@@ -31,6 +33,7 @@ class View {
   const bool terminal_;
   int drawn_lines_ = 0;
   int64_t last_step_ = -1;
+  int64_t last_eval_step_ = -1;
   std::string last_message_;
 };
 

@@ -6,8 +6,10 @@
 #include <optional>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
+#include "engine/base/json.h"
 #include "engine/base/philox.h"
 #include "learner/prompt_templates.h"
 
@@ -19,15 +21,57 @@ constexpr size_t kMaxProblems = 10'000'000;
 
 using Json = nlohmann::json;
 
-// The first of `keys` that the object has, as text.
-std::optional<std::string> Field(const Json& object, std::initializer_list<const char*> keys) {
+// The first of `keys` that the object has and that is not null.
+struct Found {
+  std::string key;
+  const Json* value = nullptr;
+};
+std::optional<Found> FindField(const Json& object, std::initializer_list<const char*> keys) {
   for (const char* key : keys) {
     const auto it = object.find(key);
-    if (it == object.end()) continue;
-    if (it->is_string()) return it->get<std::string>();
-    if (it->is_number()) return it->dump();
+    if (it != object.end() && !it->is_null()) return Found{key, &*it};
   }
   return std::nullopt;
+}
+
+// Text or a number, as text.
+absl::StatusOr<std::string> AsText(const Found& field) {
+  if (field.value->is_string()) return field.value->get<std::string>();
+  if (field.value->is_number()) return field.value->dump();
+  if (field.value->is_array() && !field.value->empty() && field.value->front().is_object() &&
+      field.value->front().contains("content")) {
+    return absl::InvalidArgumentError(absl::StrCat(field.key,
+                                                   " is a list of chat messages, which is not rendered here; put the "
+                                                   "text of the whole prompt there"));
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat(field.key, " is ", PrintableJson(*field.value), ", must be text or a number"));
+}
+
+// The final answer of what a data set calls one: GSM8K's ends in "#### 42", others are the answer, or a solution whose
+// \boxed{...} the verifier finds.
+absl::StatusOr<std::string> FinalAnswer(const std::string& text) {
+  const size_t mark = text.rfind("####");
+  if (mark == std::string::npos) return text;
+  std::string answer = text.substr(mark + 4);
+  absl::StripAsciiWhitespace(&answer);
+  if (answer.empty()) return absl::InvalidArgumentError("the answer ends in ####, and nothing follows");
+  return answer;
+}
+
+// answer, label, solution, ground_truth, or verl's reward_model.ground_truth; nothing where none is there.
+absl::StatusOr<std::optional<std::string>> ReadAnswer(const Json& object) {
+  auto field = FindField(object, {"answer", "label", "solution", "ground_truth"});
+  if (!field) {
+    const auto model = object.find("reward_model");
+    if (model != object.end() && model->is_object()) field = FindField(*model, {"ground_truth"});
+  }
+  if (!field) return std::optional<std::string>();
+  const auto text = AsText(*field);
+  if (!text.ok()) return text.status();
+  const auto answer = FinalAnswer(*text);
+  if (!answer.ok()) return answer.status();
+  return std::optional<std::string>(*answer);
 }
 
 absl::Status LineError(const std::string& path, size_t line, std::string_view what) {
@@ -65,13 +109,27 @@ absl::Status ParseLine(const DatasetOptions& options, const PromptTemplate& prom
                        const std::string& line, Problem* problem) {
   const Json object = Json::parse(line, nullptr, /*allow_exceptions=*/false);
   if (!object.is_object()) return absl::InvalidArgumentError("not a JSON object");
-  const auto prompt = Field(object, {"prompt", "problem", "input"});
-  if (!prompt) return absl::InvalidArgumentError("no text under prompt, problem or input");
-  const auto answer = Field(object, {"answer", "label"});
-  if (options.needs_answer && !answer) return absl::InvalidArgumentError("no text or number under answer or label");
-  const auto response = Field(object, {"response"});
-  if (options.needs_response && !response) return absl::InvalidArgumentError("no text under response");
-  problem->answer = answer.value_or("");
+  const auto prompt_field = FindField(object, {"prompt", "problem", "question", "input"});
+  if (!prompt_field) return absl::InvalidArgumentError("no text under prompt, problem, question or input");
+  const auto prompt = AsText(*prompt_field);
+  if (!prompt.ok()) return prompt.status();
+  std::optional<std::string> response;
+  if (options.needs_response) {
+    const auto field = FindField(object, {"response", "completion"});
+    if (!field) return absl::InvalidArgumentError("no text under response or completion");
+    auto text = AsText(*field);
+    if (!text.ok()) return text.status();
+    response = *std::move(text);
+  }
+  if (options.needs_answer) {
+    auto answer = ReadAnswer(object);
+    if (!answer.ok()) return answer.status();
+    if (!answer->has_value()) {
+      return absl::InvalidArgumentError(
+          "no text or number under answer, label, solution, ground_truth or reward_model.ground_truth");
+    }
+    problem->answer = **answer;
+  }
   problem->line = line;
   return EncodeProblem(options, prompt_template, tokenizer, *prompt, response, problem);
 }
@@ -99,6 +157,7 @@ absl::StatusOr<std::vector<Problem>> LoadDataset(const DatasetOptions& options, 
       return LineError(options.path, number, std::string(status.message()));
     }
     problems.push_back(std::move(problem));
+    if (problems.size() == options.max_problems) break;
   }
   if (file.bad()) return absl::DataLossError(absl::StrCat("reading ", options.path, " failed"));
   if (problems.empty()) return absl::InvalidArgumentError(absl::StrCat(options.path, ": no problems in it"));

@@ -1,7 +1,11 @@
 // Problems from JSON lines, and the order in which a run takes them.
 //
-// A line is an object with the problem under `prompt`, `problem` or `input`, the answer under `answer` or `label` (text
-// or number), and for supervised training `response`; other fields are carried along in `line`.
+// A line is an object, with the names that data sets in use have:
+//   problem   prompt, problem, question or input: text
+//   answer    answer, label, solution, ground_truth, or verl's reward_model.ground_truth: text or a number. Of a text
+//             with "####" (GSM8K) the answer is what follows the last one.
+//   response  for supervised training: response or completion (TRL)
+// The first name that is there and not null counts; other fields are carried along in `line`.
 #ifndef LOCKSTEP_LEARNER_DATASET_H_
 #define LOCKSTEP_LEARNER_DATASET_H_
 
@@ -28,6 +32,7 @@ struct DatasetOptions {
   std::string model_dir;            // whose chat template the prompt_template "chat" is
   int64_t max_prompt_tokens = 0;    // 0: no limit
   int64_t max_sequence_tokens = 0;  // of the model; prompt and response of a supervised line must fit. 0: no limit
+  uint64_t max_problems = 0;        // the first of the file; 0: all
   bool needs_answer = false;
   bool needs_response = false;
   int32_t eos_token_id = -1;  // ends a supervised response; -1: none

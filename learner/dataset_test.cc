@@ -55,6 +55,31 @@ TEST_F(DatasetTest, TakesTheCommonFieldNames) {
   EXPECT_NE((*problems)[0].line.find("extra"), std::string::npos);
 }
 
+TEST_F(DatasetTest, ReadsTheHabitsOfGsm8kMathAndVerl) {
+  const auto problems = Load(
+      "{\"question\": \"1+1=\", \"answer\": \"1 and 1 is 2.\\n#### 1,002\"}\n"
+      "{\"problem\": \"2+2=\", \"solution\": \"so \\\\boxed{4}\", \"level\": \"Level 1\"}\n"
+      "{\"prompt\": \"3+3=\", \"reward_model\": {\"style\": \"rule\", \"ground_truth\": \"6\"}, \"answer\": null}\n"
+      "{\"prompt\": \"4+4=\", \"ground_truth\": 8}\n");
+  ASSERT_TRUE(problems.ok()) << problems.status();
+  ASSERT_EQ(problems->size(), 4);
+  EXPECT_EQ((*problems)[0].answer, "1,002");
+  EXPECT_EQ((*problems)[1].answer, "so \\boxed{4}");
+  EXPECT_EQ((*problems)[2].answer, "6");
+  EXPECT_EQ((*problems)[3].answer, "8");
+  options_.needs_answer = false;
+  options_.needs_response = true;
+  EXPECT_EQ(tokenizer_->Decode((*Load("{\"prompt\": \"1\", \"completion\": \"2\"}"))[0].response_tokens), "2");
+}
+
+TEST_F(DatasetTest, TakesNoMoreProblemsThanAskedFor) {
+  options_.max_problems = 2;
+  const auto problems =
+      Load("{\"prompt\": \"1\", \"answer\": 1}\n{\"prompt\": \"2\", \"answer\": 2}\nlines that are not read\n");
+  ASSERT_TRUE(problems.ok()) << problems.status();
+  EXPECT_EQ(problems->size(), 2);
+}
+
 TEST_F(DatasetTest, PutsTheProblemIntoTheTemplate) {
   options_.prompt_template = "Q: {prompt}=";
   EXPECT_EQ(tokenizer_->Decode((*Load("{\"prompt\": \"1+1\", \"answer\": \"2\"}"))[0].prompt_tokens), "Q: 1+1=");
@@ -77,14 +102,23 @@ TEST_F(DatasetTest, ErrorsNameFileAndLine) {
   EXPECT_EQ(Error("{\"prompt\": \"1\", \"answer\": \"1\"}\n{\"prompt\": \"1\", \"ans"),
             "data.jsonl:2: not a JSON object");
   EXPECT_EQ(Error("[1, 2]"), "data.jsonl:1: not a JSON object");
-  EXPECT_EQ(Error("{\"question\": \"1\"}"), "data.jsonl:1: no text under prompt, problem or input");
-  EXPECT_EQ(Error("{\"prompt\": \"1\"}"), "data.jsonl:1: no text or number under answer or label");
+  EXPECT_EQ(Error("{\"text\": \"1\"}"), "data.jsonl:1: no text under prompt, problem, question or input");
+  EXPECT_EQ(Error("{\"prompt\": \"1\"}"),
+            "data.jsonl:1: no text or number under answer, label, solution, ground_truth or reward_model.ground_truth");
+  EXPECT_EQ(Error("{\"prompt\": true, \"answer\": 1}"), "data.jsonl:1: prompt is true, must be text or a number");
+  EXPECT_EQ(Error("{\"prompt\": \"1\", \"label\": [2]}"),
+            "data.jsonl:1: label is an array of 1, must be text or a number");
+  EXPECT_EQ(Error("{\"question\": \"1\", \"answer\": \"1+1=2 #### \"}"),
+            "data.jsonl:1: the answer ends in ####, and nothing follows");
+  EXPECT_EQ(Error("{\"prompt\": [{\"role\": \"user\", \"content\": \"1\"}], \"answer\": 1}"),
+            "data.jsonl:1: prompt is a list of chat messages, which is not rendered here; put the text of the whole "
+            "prompt there");
   EXPECT_EQ(Error("\n\n"), "data.jsonl: no problems in it");
   options_.max_prompt_tokens = 3;
   EXPECT_EQ(Error("{\"prompt\": \"1+1=\", \"answer\": \"2\"}"),
             "data.jsonl:1: the prompt has 4 tokens, data.max_prompt_tokens is 3; shorten it or raise the limit");
   options_.needs_response = true;
-  EXPECT_EQ(Error("{\"prompt\": \"1\", \"answer\": \"1\"}"), "data.jsonl:1: no text under response");
+  EXPECT_EQ(Error("{\"prompt\": \"1\", \"answer\": \"1\"}"), "data.jsonl:1: no text under response or completion");
   options_.path = "/nonexistent/data.jsonl";
   EXPECT_EQ(LoadDataset(options_, *tokenizer_).status().message(), "cannot read the data set /nonexistent/data.jsonl");
 }

@@ -6,18 +6,9 @@
 #include "engine/base/log.h"
 #include "engine/base/process.h"
 #include "learner/run_loop.h"
+#include "learner/sampling.h"
 
 namespace lockstep {
-namespace {
-
-constexpr absl::Duration kPoll = absl::Milliseconds(500);
-// Groups handed out at once; bounds what waits in memory.
-constexpr size_t kMaxOutstanding = 512;
-// Keeps the filter's draws apart from those of a run with the same seed, whose groups count from 0.
-constexpr uint64_t kFirstGroupId = uint64_t{1} << 40;
-
-}  // namespace
-
 absl::Status FilterProblems(const FilterParts& parts) {
   if (parts.out.empty()) return absl::InvalidArgumentError("--filter_out is missing; it names the file to write");
   if (parts.samples == 0 || !(parts.low <= parts.high)) {
@@ -32,33 +23,35 @@ absl::Status FilterProblems(const FilterParts& parts) {
   const std::vector<Problem>& problems = *parts.problems;
   parts.rollouts->SetWeights({0, 0}, {});
   std::vector<double> pass_rates(problems.size(), -1);
-  size_t submitted = 0, finished = 0;
-  while (finished < problems.size()) {
+  GroupSampling sampling;
+  sampling.rollouts = parts.rollouts;
+  sampling.first_group_id = kFirstFilterGroup;
+  sampling.count = problems.size();
+  sampling.make = [&](size_t index) {
+    return MakeGroupRequest(config, parts.run_id, kFirstFilterGroup + index, problems[index].prompt_tokens,
+                            parts.stop_token_ids);
+  };
+  sampling.take = [&](size_t index, SampleGroup group) {
+    ScoreGroup(*kind, problems[index], *parts.tokenizer, &group);
+    double passed = 0;
+    for (const Sample& sample : group.samples) passed += sample.dropped_reason.empty() ? sample.reward : 0;
+    pass_rates[index] = passed / parts.samples;
+    return absl::OkStatus();
+  };
+  sampling.between = [&](size_t done) -> absl::Status {
     if (parts.terminated() || parts.monitor->stop_requested()) {
-      return absl::CancelledError(absl::StrCat("stopped after ", finished, " of ", problems.size(), " problems"));
-    }
-    for (; submitted < problems.size() && submitted - finished < kMaxOutstanding; ++submitted) {
-      parts.rollouts->Submit(MakeGroupRequest(config, parts.run_id, kFirstGroupId + submitted,
-                                              problems[submitted].prompt_tokens, parts.stop_token_ids));
-    }
-    auto group = parts.rollouts->Next(kPoll);
-    if (!group.ok() && !absl::IsDeadlineExceeded(group.status())) return group.status();
-    if (group.ok()) {
-      const size_t index = group->group_id - kFirstGroupId;
-      ScoreGroup(*kind, problems[index], *parts.tokenizer, &*group);
-      double passed = 0;
-      for (const Sample& sample : group->samples) passed += sample.dropped_reason.empty() ? sample.reward : 0;
-      pass_rates[index] = passed / parts.samples;
-      ++finished;
+      return absl::CancelledError(absl::StrCat("stopped after ", done, " of ", problems.size(), " problems"));
     }
     const auto servers = parts.rollouts->ServerStatuses();
     parts.monitor->Progress([&](v1::RunStatus& status) {
       status.set_phase(v1::RUN_PHASE_ROLLOUT);
-      status.set_step(finished);
+      status.set_step(done);
       status.set_max_steps(problems.size());
       status.mutable_servers()->Assign(servers.begin(), servers.end());
     });
-  }
+    return absl::OkStatus();
+  };
+  if (absl::Status status = SampleGroups(sampling); !status.ok()) return status;
   std::string text;
   size_t kept = 0;
   for (size_t i = 0; i < problems.size(); ++i) {

@@ -43,6 +43,12 @@ CREATE TABLE IF NOT EXISTS samples(
   num_tokens INTEGER NOT NULL,
   trajectory BLOB NOT NULL,
   PRIMARY KEY(group_id, sample_index)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS evaluations(
+  step INTEGER PRIMARY KEY,
+  epoch INTEGER NOT NULL REFERENCES epochs(epoch),
+  weight_version INTEGER NOT NULL,
+  settings TEXT NOT NULL,
+  summary TEXT NOT NULL);
 )sql";
 
 struct Invariant {
@@ -68,6 +74,9 @@ constexpr Invariant kInvariants[] = {
      "SELECT COUNT(*) FROM steps a JOIN steps b ON b.step = a.step + 1 WHERE b.epoch < a.epoch"},
     {"weight versions of steps never fall",
      "SELECT COUNT(*) FROM steps a JOIN steps b ON b.step = a.step + 1 WHERE b.weight_version < a.weight_version"},
+    {"weight versions of evaluations never fall",
+     "SELECT COUNT(*) FROM evaluations a JOIN evaluations b ON b.step > a.step AND b.weight_version < "
+     "a.weight_version"},
     {"accepted samples are committed, dropped or pending",
      "SELECT (SELECT COUNT(*) FROM samples) - (SELECT COUNT(*) FROM samples WHERE dropped <> '') - "
      "(SELECT COUNT(*) FROM samples s JOIN groups g USING(group_id) WHERE s.dropped = '' AND g.committed IN (0, 1))"},
@@ -249,6 +258,36 @@ absl::Status Ledger::CommitStep(const StepRecord& record) {
     }
   }
   return transaction.Commit();
+}
+
+absl::Status Ledger::CommitEvaluation(const EvaluationRecord& record) {
+  if (absl::Status status = SqliteExecute(database_, "PRAGMA synchronous=FULL"); !status.ok()) return status;
+  SqliteTransaction transaction(database_);
+  if (!transaction.status().ok()) return transaction.status();
+  if (absl::Status status = CheckEpoch(); !status.ok()) return status;
+  SqliteStatement insert(database_, "INSERT OR REPLACE INTO evaluations VALUES(?,?,?,?,?)");
+  insert.Bind(record.step)
+      .Bind(epoch_)
+      .Bind(record.weight_version)
+      .Bind(record.settings)
+      .Bind(record.summary_json)
+      .Step();
+  if (!insert.status().ok()) return insert.status();
+  return transaction.Commit();
+}
+
+absl::StatusOr<std::optional<EvaluationRecord>> Ledger::FindEvaluation(uint64_t step) const {
+  SqliteStatement find(database_, "SELECT weight_version, settings, summary FROM evaluations WHERE step = ?");
+  if (!find.Bind(step).Step()) {
+    if (!find.status().ok()) return find.status();
+    return std::optional<EvaluationRecord>();
+  }
+  EvaluationRecord record;
+  record.step = step;
+  record.weight_version = find.Int(0);
+  record.settings = find.Bytes(1);
+  record.summary_json = find.Bytes(2);
+  return std::optional<EvaluationRecord>(std::move(record));
 }
 
 absl::StatusOr<uint64_t> Ledger::LastStep() const {

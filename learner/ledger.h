@@ -7,6 +7,9 @@
 //   groups(group_id, step, problem_index, epoch, num_samples, committed) accepted groups; `step` trains on it
 //   samples(group_id, sample_index, attempt, epoch, finish_reason, reward, dropped, num_tokens, trajectory)
 //       trajectory: tokens int32, log_probs float32, weight_versions uint64, little-endian, end to end
+//   evaluations(step, epoch, weight_version, settings, summary)          held-out evaluations, one a step at most;
+//       `settings` is the digest of what its figures depend on. A resume keeps them: the steps that are done again
+//       give the same weights, so an evaluation with equal settings is not made twice.
 // A sample's disposition: dropped <> '' dropped with that reason; else committed (its group's step is in `steps`), else
 // pending. accepted = committed + dropped + pending, always.
 //
@@ -35,6 +38,13 @@ struct StepRecord {
   bool skipped = false;
   std::string summary_json;
   std::vector<uint64_t> group_ids;
+};
+
+struct EvaluationRecord {
+  uint64_t step = 0;
+  uint64_t weight_version = 0;
+  std::string settings;
+  std::string summary_json;
 };
 
 struct LedgerCounts {
@@ -66,6 +76,10 @@ class Ledger {
   // for this very step, and nothing may be committed twice: FAILED_PRECONDITION names what differs.
   absl::Status CommitStep(const StepRecord& record);
 
+  // Replaces what was recorded for the step.
+  absl::Status CommitEvaluation(const EvaluationRecord& record);
+
+  absl::StatusOr<std::optional<EvaluationRecord>> FindEvaluation(uint64_t step) const;
   absl::StatusOr<uint64_t> LastStep() const;
   // The accepted group, or nullopt.
   absl::StatusOr<std::optional<SampleGroup>> FindGroup(uint64_t group_id) const;

@@ -75,6 +75,30 @@ absl::Status CommitWholeStep(Ledger& ledger, uint64_t step) {
   return ledger.CommitStep(record);
 }
 
+TEST_F(LedgerTest, EvaluationsAreKeptOverAResumeAndReplacedByLaterOnes) {
+  {
+    auto ledger = Open();
+    ASSERT_TRUE(ledger->BeginEpoch().ok());
+    EXPECT_EQ(ledger->FindEvaluation(0)->has_value(), false);
+    ASSERT_TRUE(ledger->CommitEvaluation({0, 0, "a", "{\"n\": 4}"}).ok());
+    ASSERT_TRUE(CommitWholeStep(*ledger, 1).ok());
+    ASSERT_TRUE(ledger->CommitEvaluation({1, 1, "a", "{}"}).ok());
+  }
+  auto ledger = Open();
+  EXPECT_EQ(ledger->CommitEvaluation({2, 1, "a", "{}"}).code(), absl::StatusCode::kFailedPrecondition)
+      << "no write before an epoch";
+  ASSERT_TRUE(ledger->BeginEpoch().ok());
+  EXPECT_EQ(*ledger->Resume(0), 1u);
+  const auto kept = ledger->FindEvaluation(1);
+  ASSERT_TRUE(kept.ok() && kept->has_value());
+  EXPECT_EQ((*kept)->weight_version, 1u);
+  EXPECT_EQ((*kept)->settings, "a");
+  ASSERT_TRUE(ledger->CommitEvaluation({1, 1, "b", "{\"n\": 2}"}).ok());
+  EXPECT_EQ((*ledger->FindEvaluation(1))->summary_json, "{\"n\": 2}");
+  EXPECT_EQ((*ledger->FindEvaluation(0))->summary_json, "{\"n\": 4}");
+  EXPECT_TRUE(ledger->Audit().ok()) << ledger->Audit();
+}
+
 TEST_F(LedgerTest, EpochsGrowWithEveryStart) {
   for (uint64_t epoch = 1; epoch <= 3; ++epoch) EXPECT_EQ(*Open()->BeginEpoch(), epoch);
 }

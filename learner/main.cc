@@ -2,6 +2,7 @@
 //   rl        reinforcement learning against rollout servers
 //   pretrain  supervised training on prompt and response
 //   filter    keeps the problems whose pass rate is between two thresholds
+//   eval      evaluates model.path on data.eval
 // Exit codes: 0 done or stopped on request; 1 the run failed (one line `error: ...`); 2 it could not start.
 #include <algorithm>
 #include <cmath>
@@ -21,7 +22,9 @@
 #include "engine/base/metrics.h"
 #include "engine/base/process.h"
 #include "learner/control_service.h"
+#include "learner/eval_mode.h"
 #include "learner/filter.h"
+#include "learner/memory_plan.h"
 #include "learner/pretrain.h"
 #include "learner/run_loop.h"
 #include "learner/setup.h"
@@ -29,7 +32,9 @@
 #include "weight_sync/publisher.h"
 
 ABSL_FLAG(std::string, config, "", "resolved RunConfig, as protobuf text");
-ABSL_FLAG(std::string, mode, "rl", "rl, pretrain or filter");
+ABSL_FLAG(std::string, mode, "rl", "rl, pretrain, filter or eval");
+ABSL_FLAG(bool, plan_only, false,
+          "print what the mode's processes will take of memory, and end; 2 when it is too much");
 ABSL_FLAG(bool, resume, false, "go on from the run folder's latest checkpoint");
 ABSL_FLAG(int32_t, rank, 0, "rank of this process among learner.world_size");
 ABSL_FLAG(std::string, rank0_address, "", "host:port of rank 0; for ranks above 0");
@@ -46,6 +51,7 @@ ABSL_FLAG(int32_t, filter_samples, 16, "filter: samples a problem");
 ABSL_FLAG(double, filter_low, 0.2, "filter: smallest pass rate that is kept");
 ABSL_FLAG(double, filter_high, 0.8, "filter: largest pass rate that is kept");
 ABSL_FLAG(std::string, filter_out, "", "filter: file to write");
+ABSL_FLAG(std::string, eval_out, "", "eval: JSON file to write");
 
 namespace lockstep {
 namespace {
@@ -218,6 +224,7 @@ Outcome Reinforce(Rank0* rank0) {
   parts.stop_token_ids = rank0->setup.stop_token_ids;
   parts.tokenizer = rank0->setup.tokenizer.get();
   parts.problems = &rank0->setup.problems;
+  parts.eval_problems = &rank0->setup.eval_problems;
   parts.trainer = rank0->trainer.get();
   parts.ranks = rank0->ranks.get();
   parts.ledger = rank0->ledger.get();
@@ -275,6 +282,23 @@ Outcome RunFilter(Rank0* rank0) {
   return {FilterProblems(parts), true};
 }
 
+Outcome RunEval(Rank0* rank0) {
+  absl::Status status = rank0->rollouts->WaitForServers(absl::Seconds(absl::GetFlag(FLAGS_servers_timeout_seconds)));
+  if (!status.ok()) return {status};
+  EvalModeParts parts;
+  parts.config = rank0->setup.config;
+  parts.run_id = rank0->setup.run_id;
+  parts.out = absl::GetFlag(FLAGS_eval_out);
+  parts.stop_token_ids = rank0->setup.stop_token_ids;
+  parts.tokenizer = rank0->setup.tokenizer.get();
+  parts.problems = &rank0->setup.eval_problems;
+  parts.rollouts = rank0->rollouts.get();
+  parts.monitor = rank0->monitor.get();
+  parts.terminated = [stop = rank0->stop] { return stop->stopped(); };
+  rank0->metrics.SetState("serving");
+  return {EvaluateModel(parts), true};
+}
+
 int RunRank0(const v1::RunConfig& config, LearnerMode mode, StopSignal* stop) {
   auto setup = LoadLearnerSetup(config, mode, /*with_data=*/true);
   if (!setup.ok()) return PrintError(setup.status(), kExitCannotStart);
@@ -293,7 +317,8 @@ int RunRank0(const v1::RunConfig& config, LearnerMode mode, StopSignal* stop) {
   LogInfo("serving on ", rank0.listening.address);
   const Outcome outcome = mode == LearnerMode::kReinforce  ? Reinforce(&rank0)
                           : mode == LearnerMode::kPretrain ? RunPretrain(&rank0)
-                                                           : RunFilter(&rank0);
+                          : mode == LearnerMode::kFilter   ? RunFilter(&rank0)
+                                                           : RunEval(&rank0);
   const int exit_code = outcome.status.ok() ? 0 : outcome.started ? kExitFailed : kExitCannotStart;
   rank0.metrics.SetState(outcome.status.ok() ? "draining" : "failed");
   rank0.monitor->Publish([&](v1::RunStatus& status) {
@@ -308,7 +333,8 @@ int RunRank0(const v1::RunConfig& config, LearnerMode mode, StopSignal* stop) {
 }
 
 int RunFollower(const v1::RunConfig& config, LearnerMode mode, int rank) {
-  if (rank >= static_cast<int>(config.learner().world_size()) || mode == LearnerMode::kFilter) {
+  if (rank >= static_cast<int>(config.learner().world_size()) || mode == LearnerMode::kFilter ||
+      mode == LearnerMode::kEval) {
     return PrintError(
         absl::InvalidArgumentError(absl::StrCat("--rank is ", rank, ", learner.world_size ",
                                                 config.learner().world_size(), ", mode ", absl::GetFlag(FLAGS_mode))),
@@ -331,6 +357,17 @@ int RunFollower(const v1::RunConfig& config, LearnerMode mode, int rank) {
   return status.ok() ? 0 : PrintError(status, kExitFailed);
 }
 
+int PrintMemoryPlan(const v1::RunConfig& config, LearnerMode mode) {
+  const auto inputs = ReadMemoryInputs(config, mode);
+  if (!inputs.ok()) return PrintError(inputs.status(), kExitCannotStart);
+  const auto plan = PlanMemory(*inputs);
+  if (!plan.ok()) return PrintError(plan.status(), kExitCannotStart);
+  const MachineMemory machine = ReadMachineMemory();
+  if (absl::Status status = CheckMemory(*plan, machine); !status.ok()) return PrintError(status, kExitCannotStart);
+  std::printf("memory: %s; %s\n%s\n", plan->Text().c_str(), AvailableText(machine).c_str(), plan->Json().c_str());
+  return 0;
+}
+
 int Main() {
   const int rank = absl::GetFlag(FLAGS_rank);
   SetLogName(rank == 0 ? "learner" : absl::StrCat("learner-", rank));
@@ -340,6 +377,7 @@ int Main() {
   if (!config.ok()) return PrintError(config.status(), kExitCannotStart);
   auto mode = ParseLearnerMode(absl::GetFlag(FLAGS_mode));
   if (!mode.ok()) return PrintError(mode.status(), kExitCannotStart);
+  if (absl::GetFlag(FLAGS_plan_only)) return PrintMemoryPlan(*config, *mode);
   return rank == 0 ? RunRank0(*config, *mode, &stop) : RunFollower(*config, *mode, rank);
 }
 
@@ -347,7 +385,7 @@ int Main() {
 }  // namespace lockstep
 
 int main(int argc, char** argv) {
-  absl::SetProgramUsageMessage("trains a model: reinforcement learning, supervised, or filters a data set");
+  absl::SetProgramUsageMessage("trains a model: reinforcement learning or supervised; filters a data set; evaluates");
   absl::ParseCommandLine(argc, argv);
   return lockstep::Main();
 }

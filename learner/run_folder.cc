@@ -70,6 +70,7 @@ absl::StatusOr<MetricsFile> MetricsFile::Open(const std::string& path, uint64_t 
       if (object.is_object() && step != object.end() && step->is_number_unsigned() &&
           step->get<uint64_t>() <= last_step) {
         absl::StrAppend(&kept, line, "\n");
+        if (object.contains("eval")) file.evaluations_.insert(step->get<uint64_t>());
       }
       begin = end + 1;
     }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <string>
 
 #include "absl/status/status.h"
@@ -17,16 +18,19 @@ namespace lockstep {
 // One JSON object in one line, field names as in the proto, all fields present; numbers that are not finite are null.
 std::string StepSummaryJson(const v1::StepSummary& summary);
 
-// RUN/metrics.jsonl.
+// RUN/metrics.jsonl: one line a step (StepSummaryJson), and one an evaluation ({"step": s, "eval": {...}}).
 class MetricsFile {
  public:
   // Keeps the lines of steps up to last_step: what came after is done again by a resumed run.
   static absl::StatusOr<MetricsFile> Open(const std::string& path, uint64_t last_step);
   // A disk that is full costs the line and not the run: the error is for the log.
   absl::Status Append(const std::string& json) const;
+  // Whether Open found the evaluation of `step`.
+  bool HasEvaluation(uint64_t step) const { return evaluations_.count(step) > 0; }
 
  private:
   std::string path_;
+  std::set<uint64_t> evaluations_;
 };
 
 struct RunPosition {

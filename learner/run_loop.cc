@@ -17,23 +17,6 @@ double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(absl::Now()
 
 }  // namespace
 
-v1::Group MakeGroupRequest(const v1::RunConfig& config, const std::string& run_id, uint64_t group_id,
-                           const std::vector<int32_t>& prompt, const std::vector<int32_t>& stop_token_ids) {
-  v1::Group group;
-  group.set_run_id(run_id);
-  group.set_group_id(group_id);
-  group.set_num_samples(config.rollout().n());
-  group.mutable_prompt_token_ids()->Assign(prompt.begin(), prompt.end());
-  v1::SamplingParams* sampling = group.mutable_sampling();
-  sampling->set_temperature(config.rollout().temperature());
-  sampling->set_top_p(config.rollout().top_p());
-  sampling->set_top_k(config.rollout().top_k());
-  sampling->set_max_tokens(config.rollout().max_tokens());
-  sampling->mutable_stop_token_ids()->Assign(stop_token_ids.begin(), stop_token_ids.end());
-  group.set_seed(config.seed());
-  return group;
-}
-
 void ScoreGroup(RewardKind kind, const Problem& problem, const Tokenizer& tokenizer, SampleGroup* group) {
   for (Sample& sample : group->samples) {
     if (!sample.dropped_reason.empty() || sample.finish_reason == v1::FINISH_REASON_LENGTH) continue;
@@ -100,15 +83,17 @@ absl::Status RunLoop::RunSteps() {
   });
   v1::StepSummary at_start;
   if (absl::Status status = PublishWeights(&at_start); !status.ok()) return status;
+  if (absl::Status status = EvaluateIfDue(false); !status.ok()) return status;
   while (position_.step < parts_.config.trainer().max_steps() && !reward_reached_) {
     if (absl::Status status = WaitWhilePaused(); !status.ok()) return status;
     if (parts_.terminated() || parts_.monitor->stop_requested()) return absl::OkStatus();
     const uint64_t before = position_.step;
     if (absl::Status status = RunStep(); !status.ok()) return status;
     if (position_.step == before) return absl::OkStatus();  // SIGTERM while groups were collected
+    if (absl::Status status = EvaluateIfDue(false); !status.ok()) return status;
     ServeCommands();
   }
-  return absl::OkStatus();
+  return EvaluateIfDue(true);
 }
 
 absl::Status RunLoop::RunStep() {

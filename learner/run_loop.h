@@ -4,6 +4,9 @@
 // position g of the data order. Both are pure functions of s, so a resumed run continues exactly. Groups are accepted
 // by the ledger as they finish and sorted before they are used: no result depends on arrival.
 //
+// Held-out evaluation (run_loop_eval.cc): before step 1, after every trainer.eval_every steps and after the last, with
+// the weights of that moment. It asks groups that no step trains on, so a run's figures are the same with and without.
+//
 // max_staleness k > 0: the groups of steps s + 1 .. s + k are handed out before step s trains. A group's tokens are
 // then at most k weight versions older than the weights that train on them.
 #ifndef LOCKSTEP_LEARNER_RUN_LOOP_H_
@@ -24,6 +27,7 @@
 #include "learner/rollout_client.h"
 #include "learner/run_folder.h"
 #include "learner/run_monitor.h"
+#include "learner/sampling.h"
 #include "learner/step_message.h"
 #include "learner/trainer.h"
 #include "learner/verifier/verifier.h"
@@ -41,6 +45,7 @@ struct RunLoopParts {
   std::vector<int32_t> stop_token_ids;
   const Tokenizer* tokenizer = nullptr;
   const std::vector<Problem>* problems = nullptr;
+  const std::vector<Problem>* eval_problems = nullptr;  // null or empty: no evaluations
   Trainer* trainer = nullptr;
   RankLeader* ranks = nullptr;
   Ledger* ledger = nullptr;
@@ -52,10 +57,6 @@ struct RunLoopParts {
   MetricsRegistry* metrics = nullptr;
   std::function<bool()> terminated;  // SIGTERM: ends before the next step is trained
 };
-
-// The group that step and slot stand for, as it is sent.
-v1::Group MakeGroupRequest(const v1::RunConfig& config, const std::string& run_id, uint64_t group_id,
-                           const std::vector<int32_t>& prompt, const std::vector<int32_t>& stop_token_ids);
 
 // Sets each sample's reward, or its dropped_reason. A response that the length limit cut gets 0.
 void ScoreGroup(RewardKind kind, const Problem& problem, const Tokenizer& tokenizer, SampleGroup* group);
@@ -73,6 +74,13 @@ class RunLoop {
 
   absl::Status RunSteps();
   absl::Status RunStep();
+  // Evaluates where trainer.eval_every asks for it at the step that is done; at_end: the run's last one. What the
+  // ledger has already is not made again.
+  absl::Status EvaluateIfDue(bool at_end);
+  absl::Status RecordEvaluation(const v1::EvalSummary& summary, const std::string& settings);
+  // append: a line in metrics.jsonl.
+  void ShowEvaluation(const v1::EvalSummary& summary, bool append);
+  void ReportEvaluationProgress(size_t done);
   // OK with `collected` false: SIGTERM came first.
   absl::Status CollectGroups(uint64_t step, bool* collected);
   absl::Status RequestGroups(uint64_t last_step);
@@ -96,6 +104,7 @@ class RunLoop {
   RunPosition position_;
   uint64_t requested_steps_;  // groups of steps up to this one have been asked for
   uint64_t checkpointed_step_ = UINT64_MAX;
+  uint64_t evaluated_step_ = UINT64_MAX;   // by this process, or found in the ledger
   std::map<uint64_t, SampleGroup> ready_;  // by group_id: accepted, not trained on
   double score_seconds_ = 0;
   double steps_seconds_ = 0;  // of the steps of this process, for the estimate of the time left

@@ -22,16 +22,16 @@ absl::StatusOr<DType> DTypeOf(const std::string& name, const char* key) {
   return absl::InvalidArgumentError(absl::StrCat(key, ": ", std::string(dtype.status().message())));
 }
 
-absl::Status CheckLengths(const LearnerSetup& setup) {
-  if (setup.mode == LearnerMode::kPretrain) return absl::OkStatus();  // the data set checks each line
+// Every prompt and the longest response fit the model; key names the setting of max_tokens.
+absl::Status CheckLengths(const LearnerSetup& setup, const std::string& path, const std::vector<Problem>& problems,
+                          int64_t max_tokens, const char* key) {
   const int64_t limit = setup.model.max_position_embeddings;
-  const int64_t max_tokens = setup.config.rollout().max_tokens();
-  for (size_t i = 0; i < setup.problems.size(); ++i) {
-    const int64_t prompt = static_cast<int64_t>(setup.problems[i].prompt_tokens.size());
+  for (size_t i = 0; i < problems.size(); ++i) {
+    const int64_t prompt = static_cast<int64_t>(problems[i].prompt_tokens.size());
     if (prompt + max_tokens > limit) {
-      return absl::InvalidArgumentError(absl::StrCat(setup.config.data().train(), ": problem ", i + 1, " has ", prompt,
-                                                     " prompt tokens, with rollout.max_tokens ", max_tokens,
-                                                     " above the model's ", limit, "; lower rollout.max_tokens"));
+      return absl::InvalidArgumentError(absl::StrCat(path, ": problem ", i + 1, " has ", prompt,
+                                                     " prompt tokens, with ", key, " ", max_tokens,
+                                                     " above the model's ", limit, "; lower ", key));
     }
   }
   return absl::OkStatus();
@@ -75,7 +75,30 @@ absl::Status LoadData(LearnerSetup* setup) {
   auto problems = LoadDataset(options, *setup->tokenizer);
   if (!problems.ok()) return problems.status();
   setup->problems = *std::move(problems);
-  return CheckLengths(*setup);
+  if (setup->mode == LearnerMode::kPretrain) return absl::OkStatus();  // the data set checks each line
+  return CheckLengths(*setup, data.train(), setup->problems, setup->config.rollout().max_tokens(),
+                      "rollout.max_tokens");
+}
+
+absl::Status LoadEvalData(LearnerSetup* setup) {
+  const v1::RunConfig& config = setup->config;
+  const bool wanted = setup->mode == LearnerMode::kEval ||
+                      (setup->mode == LearnerMode::kReinforce && config.trainer().eval_every() > 0);
+  if (!wanted) return absl::OkStatus();
+  if (config.data().eval().empty()) return absl::InvalidArgumentError("data.eval is empty; it names a JSONL file");
+  DatasetOptions options;
+  options.path = config.data().eval();
+  options.prompt_template = config.data().prompt_template();
+  options.max_prompt_tokens = config.data().max_prompt_tokens();
+  options.max_problems = config.eval().max_problems();
+  options.needs_answer = true;
+  auto problems = LoadDataset(options, *setup->tokenizer);
+  if (!problems.ok()) return problems.status();
+  setup->eval_problems = *std::move(problems);
+  const bool own = config.eval().max_tokens() > 0;
+  return CheckLengths(*setup, options.path, setup->eval_problems,
+                      own ? config.eval().max_tokens() : config.rollout().max_tokens(),
+                      own ? "eval.max_tokens" : "rollout.max_tokens");
 }
 
 }  // namespace
@@ -84,7 +107,8 @@ absl::StatusOr<LearnerMode> ParseLearnerMode(const std::string& name) {
   if (name == "rl") return LearnerMode::kReinforce;
   if (name == "pretrain") return LearnerMode::kPretrain;
   if (name == "filter") return LearnerMode::kFilter;
-  return absl::InvalidArgumentError(absl::StrCat("--mode is '", name, "'; known are rl, pretrain, filter"));
+  if (name == "eval") return LearnerMode::kEval;
+  return absl::InvalidArgumentError(absl::StrCat("--mode is '", name, "'; known are rl, pretrain, filter, eval"));
 }
 
 absl::StatusOr<v1::RunConfig> ReadRunConfig(const std::string& path) {
@@ -122,7 +146,10 @@ absl::StatusOr<LearnerSetup> LoadLearnerSetup(const v1::RunConfig& config, Learn
   setup.numerics = config.numerics() == "matched" ? Numerics::kMatched : Numerics::kNative;
   if (absl::Status status = LoadModel(&setup); !status.ok()) return status;
   if (with_data) {
-    if (absl::Status status = LoadData(&setup); !status.ok()) return status;
+    if (mode != LearnerMode::kEval) {
+      if (absl::Status status = LoadData(&setup); !status.ok()) return status;
+    }
+    if (absl::Status status = LoadEvalData(&setup); !status.ok()) return status;
   }
   return setup;
 }

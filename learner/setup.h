@@ -18,9 +18,9 @@
 
 namespace lockstep {
 
-enum class LearnerMode { kReinforce, kPretrain, kFilter };
+enum class LearnerMode { kReinforce, kPretrain, kFilter, kEval };
 
-// "rl", "pretrain", "filter".
+// "rl", "pretrain", "filter", "eval".
 absl::StatusOr<LearnerMode> ParseLearnerMode(const std::string& name);
 
 struct LearnerSetup {
@@ -33,7 +33,8 @@ struct LearnerSetup {
   Numerics numerics = Numerics::kMatched;
   std::unique_ptr<Tokenizer> tokenizer;
   std::vector<int32_t> stop_token_ids;  // ends a response; ascending
-  std::vector<Problem> problems;
+  std::vector<Problem> problems;        // data.train; mode eval has none
+  std::vector<Problem> eval_problems;   // data.eval, at most eval.max_problems; empty where nothing is evaluated
 
   std::string RunFile(const std::string& name) const { return config.run_dir() + "/" + name; }
 };

@@ -65,9 +65,10 @@ absl::StatusOr<std::unique_ptr<RolloutServer>> StartFromFlags(StopSignal* stop) 
   absl::StatusOr<std::shared_ptr<Weights>> weights = LoadHfWeights(config->model().path(), *dtype, load);
   if (!weights.ok()) return weights.status();
   const ModelConfig& model = (*weights)->config;
-  const int64_t longest =
-      std::min<int64_t>(model.max_position_embeddings,
-                        std::max<int64_t>(config->data().max_prompt_tokens() + rollout.max_tokens(), kPageTokens));
+  const int64_t longest = std::min<int64_t>(
+      model.max_position_embeddings, std::max<int64_t>(config->data().max_prompt_tokens() +
+                                                           std::max(rollout.max_tokens(), config->eval().max_tokens()),
+                                                       kPageTokens));
   const absl::StatusOr<int64_t> pages =
       PlanKvPages(model, *dtype, rollout.kv_cache_mib(), rollout.max_batch_size(), longest);
   if (!pages.ok()) return pages.status();

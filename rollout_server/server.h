@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "engine/base/metrics.h"
 #include "engine/kernels/ops.h"
+#include "engine/model/kv_plan.h"
 #include "engine/model/model.h"
 #include "proto/channel.h"
 #include "proto/rollout.grpc.pb.h"
@@ -34,13 +35,8 @@ struct RolloutServerOptions {
   double stall_limit_seconds = 60;
   std::string numerics = "matched";
   std::shared_ptr<const Tokenizer> tokenizer;  // null: no TextTokenizer service
-  std::function<void()> on_drain;  // after a Drain call has stopped admission
+  std::function<void()> on_drain;              // after a Drain call has stopped admission
 };
-
-// Pages for rollout.kv_cache_mib, or, when that is 0, for max_batch_size sequences of max_sequence_tokens, at most a
-// quarter of the machine's memory. RESOURCE_EXHAUSTED when not even one such sequence fits.
-absl::StatusOr<int64_t> PlanKvPages(const ModelConfig& config, DType dtype, uint64_t kv_cache_mib,
-                                    int64_t max_batch_size, int64_t max_sequence_tokens);
 
 class RolloutServer {
  public:

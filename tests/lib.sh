@@ -37,10 +37,14 @@ wait_for() {
   done
 }
 
-steps_done() { [[ -f $1/metrics.jsonl ]] && (($(wc -l < "$1/metrics.jsonl") >= $2)); }
+# Lines of held-out evaluations have "eval".
+steps_done() { [[ -f $1/metrics.jsonl ]] && (($(grep -vc '"eval":' "$1/metrics.jsonl") >= $2)); }
 
 # What must be equal between two runs of the same seed, whatever happened on the way: one line a step.
-figures() { jq -c '[.step, .reward_mean, .loss, .grad_norm, .response_tokens, .loss_scale]' "$1/metrics.jsonl"; }
+figures() { jq -c 'select(has("eval") | not) | [.step, .reward_mean, .loss, .grad_norm, .response_tokens, .loss_scale]' "$1/metrics.jsonl"; }
+
+# The same of evaluations: one line each, without its time.
+evaluations() { jq -c 'select(has("eval")) | del(.eval.seconds)' "$1/metrics.jsonl"; }
 
 make_model() {
   mkdir -p model

@@ -6,6 +6,7 @@
 
 #include <cerrno>
 #include <filesystem>
+#include <functional>
 #include <utility>
 #include <vector>
 
@@ -62,17 +63,10 @@ absl::Status WriteTensors(const std::string& dir, const std::vector<SafetensorsS
   return WriteFileAtomically(dir + "/model.safetensors.index.json", index.dump(2) + "\n");
 }
 
-}  // namespace
-
-absl::Status WriteHfFiles(const std::string& dir, const ModelConfig& config, const float* arena, DType dtype,
-                          const std::string& tokenizer_dir, uint64_t max_shard_bytes) {
-  const ParamLayout layout(config);
-  std::vector<SafetensorsSource> tensors;
-  for (const HfTensor& tensor : layout.hf_tensors) {
-    const ParamSpec& param = layout.params[tensor.param];
-    const int64_t cols = param.kind == ParamSpec::Kind::kVector ? 1 : param.cols;
-    tensors.push_back({tensor.name, dtype, tensor.shape, arena + param.offset + tensor.row_begin * cols});
-  }
+// Everything in a folder, the weights from `tensors`.
+absl::Status WriteFiles(const std::string& dir, const ModelConfig& config, DType dtype,
+                        const std::vector<SafetensorsSource>& tensors, const std::string& tokenizer_dir,
+                        uint64_t max_shard_bytes) {
   absl::Status status = WriteTensors(dir, tensors, max_shard_bytes);
   if (!status.ok()) return status;
   nlohmann::ordered_json generation;
@@ -91,8 +85,8 @@ absl::Status WriteHfFiles(const std::string& dir, const ModelConfig& config, con
   return WriteFileAtomically(dir + "/config.json", HfConfigJson(config, dtype));
 }
 
-absl::Status WriteHfFolder(const std::string& dir, const ModelConfig& config, const float* arena, DType dtype,
-                           const std::string& tokenizer_dir, uint64_t max_shard_bytes) {
+// A new folder with all that `write` puts into it, or none: temporary folder, fsync, rename.
+absl::Status MakeFolder(const std::string& dir, const std::function<absl::Status(const std::string& folder)>& write) {
   std::string target = dir;
   while (target.size() > 1 && target.back() == '/') target.pop_back();
   if (access(target.c_str(), F_OK) == 0) {
@@ -102,7 +96,7 @@ absl::Status WriteHfFolder(const std::string& dir, const ModelConfig& config, co
   std::error_code error;
   std::filesystem::remove_all(temporary, error);  // left by an earlier process of the same id
   if (mkdir(temporary.c_str(), 0755) != 0) return ErrnoStatus(errno, "cannot create folder", temporary);
-  absl::Status status = WriteHfFiles(temporary, config, arena, dtype, tokenizer_dir, max_shard_bytes);
+  absl::Status status = write(temporary);
   if (status.ok()) status = SyncDirectory(temporary);
   if (status.ok() && rename(temporary.c_str(), target.c_str()) != 0) {
     status = ErrnoStatus(errno, "cannot rename to", target);
@@ -113,6 +107,45 @@ absl::Status WriteHfFolder(const std::string& dir, const ModelConfig& config, co
   }
   const std::string parent = std::filesystem::path(target).parent_path().string();
   return SyncDirectory(parent.empty() ? "." : parent);
+}
+
+}  // namespace
+
+absl::Status WriteHfFiles(const std::string& dir, const ModelConfig& config, const float* arena, DType dtype,
+                          const std::string& tokenizer_dir, uint64_t max_shard_bytes) {
+  const ParamLayout layout(config);
+  std::vector<SafetensorsSource> tensors;
+  for (const HfTensor& tensor : layout.hf_tensors) {
+    const ParamSpec& param = layout.params[tensor.param];
+    const int64_t cols = param.kind == ParamSpec::Kind::kVector ? 1 : param.cols;
+    tensors.push_back({tensor.name, dtype, tensor.shape, arena + param.offset + tensor.row_begin * cols});
+  }
+  return WriteFiles(dir, config, dtype, tensors, tokenizer_dir, max_shard_bytes);
+}
+
+absl::Status WriteHfFolder(const std::string& dir, const ModelConfig& config, const float* arena, DType dtype,
+                           const std::string& tokenizer_dir, uint64_t max_shard_bytes) {
+  return MakeFolder(dir, [&](const std::string& folder) {
+    return WriteHfFiles(folder, config, arena, dtype, tokenizer_dir, max_shard_bytes);
+  });
+}
+
+absl::Status WriteRandomHfFolder(const std::string& dir, const ModelConfig& config, uint64_t seed, float std,
+                                 DType dtype, const std::string& tokenizer_dir) {
+  const ParamLayout layout(config);
+  std::vector<SafetensorsSource> tensors;
+  for (const HfTensor& tensor : layout.hf_tensors) {
+    const ParamSpec& param = layout.params[tensor.param];
+    const int64_t begin = tensor.row_begin * (param.kind == ParamSpec::Kind::kVector ? 1 : param.cols);
+    tensors.push_back(
+        {tensor.name, dtype, tensor.shape, nullptr,
+         [&config, &layout, seed, std, param = tensor.param, begin](int64_t first, int64_t count, float* out) {
+           InitializeElements(config, layout, seed, std, param, begin + first, count, out);
+         }});
+  }
+  return MakeFolder(dir, [&](const std::string& folder) {
+    return WriteFiles(folder, config, dtype, tensors, tokenizer_dir, kMaxShardBytes);
+  });
 }
 
 }  // namespace lockstep

@@ -55,6 +55,9 @@ inline constexpr uint64_t kMaxShardBytes = 5'000'000'000;
 // model-00001-of-0000N.safetensors with model.safetensors.index.json; experts always have their own names.
 absl::Status WriteHfFolder(const std::string& dir, const ModelConfig& config, const float* arena, DType dtype,
                            const std::string& tokenizer_dir, uint64_t max_shard_bytes = kMaxShardBytes);
+// A folder of random weights (InitializeArena's values for this seed), tensor by tensor: never holds more than a block.
+absl::Status WriteRandomHfFolder(const std::string& dir, const ModelConfig& config, uint64_t seed, float std,
+                                 DType dtype, const std::string& tokenizer_dir);
 // The same files into a folder that exists, without the rename: for a checkpoint that adds its own files first.
 absl::Status WriteHfFiles(const std::string& dir, const ModelConfig& config, const float* arena, DType dtype,
                           const std::string& tokenizer_dir, uint64_t max_shard_bytes = kMaxShardBytes);

@@ -542,5 +542,27 @@ INSTANTIATE_TEST_SUITE_P(
         Hostile{"tie_word_embeddings", "\"yes\"", "tie_word_embeddings is \"yes\""},
         Hostile{"bos_token_id", "-7", "bos_token_id is -7"}));
 
+TEST(RandomHfFolderTest, RandomWeightsWrittenInBlocksAreThoseOfTheArena) {
+  ModelConfig config = SmallConfig("Qwen2ForCausalLM", true);
+  const std::string parent = TempDir();
+  config.vocab_size = 20000;  // the embedding has more elements than a block of the writer
+  const ParamLayout layout(config);
+  for (const DType dtype : {DType::kF16, DType::kF32}) {
+    const std::string dir = parent + "/random-" + std::string(DTypeName(dtype));
+    ASSERT_TRUE(WriteRandomHfFolder(dir, config, 9, 0.3f, dtype, "").ok());
+    std::vector<float> wanted(layout.total_size), loaded(layout.total_size);
+    InitializeArena(config, 9, 0.3f, wanted.data());
+    if (dtype == DType::kF16) {
+      for (float& value : wanted) value = HalfToFloat(FloatToHalf(value));
+    }
+    const auto read = ReadHfConfig(dir);
+    ASSERT_TRUE(read.ok()) << read.status();
+    ASSERT_TRUE(LoadHfArena(dir, *read, loaded.data()).ok());
+    EXPECT_EQ(loaded, wanted);
+  }
+  EXPECT_FALSE(WriteRandomHfFolder(parent + "/random-fp16", config, 9, 0.3f, DType::kF16, "").ok())
+      << "a folder that exists is left alone";
+}
+
 }  // namespace
 }  // namespace lockstep

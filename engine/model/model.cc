@@ -44,9 +44,9 @@ Slot FindSlot(Weights& weights, int param) {
   return {.matrix = param == at.expert_gate_up(expert) ? &weight.gate_up : &weight.down};
 }
 
-// Philox + Box-Muller (1958): element i of parameter p depends on (seed, p, i) alone.
-void FillNormal(uint64_t seed, uint64_t param, float std, int64_t size, float* out) {
-  for (int64_t i = 0; i < size; i += 4) {
+// Philox + Box-Muller (1958): element i of parameter p depends on (seed, p, i) alone. Elements [first, first + count).
+void FillNormal(uint64_t seed, uint64_t param, float std, int64_t first, int64_t count, float* out) {
+  for (int64_t i = first / 4 * 4; i < first + count; i += 4) {
     const std::array<uint32_t, 4> bits = Philox4x32(seed, static_cast<uint64_t>(i / 4), param);
     float values[4];
     for (int pair = 0; pair < 2; ++pair) {
@@ -55,7 +55,7 @@ void FillNormal(uint64_t seed, uint64_t param, float std, int64_t size, float* o
       values[2 * pair] = radius * std::cos(angle);
       values[2 * pair + 1] = radius * std::sin(angle);
     }
-    for (int64_t j = 0; j < std::min<int64_t>(4, size - i); ++j) out[i + j] = values[j];
+    for (int64_t j = std::max(i, first); j < std::min(i + 4, first + count); ++j) out[j - first] = values[j - i];
   }
 }
 
@@ -139,20 +139,25 @@ size_t Weights::bytes() const {
   return total;
 }
 
-void InitializeArena(const ModelConfig& config, uint64_t seed, float std, float* arena) {
-  const ParamLayout layout(config);
+void InitializeElements(const ModelConfig& config, const ParamLayout& layout, uint64_t seed, float std, int param,
+                        int64_t first, int64_t count, float* out) {
+  const ParamSpec& spec = layout.params[param];
+  if (spec.kind == ParamSpec::Kind::kVector) {
+    const bool is_bias = spec.name.ends_with("_bias");
+    std::fill(out, out + count, is_bias ? 0.0f : 1.0f);
+    return;
+  }
   // Two residual writes a layer: their sum over the depth keeps the variance of one (GPT-2, Radford et al. 2019).
   const float residual_std = std / std::sqrt(2.0f * static_cast<float>(config.num_layers));
+  const bool writes_residual = spec.name.ends_with(".o") || spec.name.ends_with(".down");
+  FillNormal(seed, static_cast<uint64_t>(param), writes_residual ? residual_std : std, first, count, out);
+}
+
+void InitializeArena(const ModelConfig& config, uint64_t seed, float std, float* arena) {
+  const ParamLayout layout(config);
   for (int i = 0; i < static_cast<int>(layout.params.size()); ++i) {
     const ParamSpec& spec = layout.params[i];
-    float* out = arena + spec.offset;
-    if (spec.kind == ParamSpec::Kind::kVector) {
-      const bool is_bias = spec.name.ends_with("_bias");
-      std::fill(out, out + spec.size(), is_bias ? 0.0f : 1.0f);
-      continue;
-    }
-    const bool writes_residual = spec.name.ends_with(".o") || spec.name.ends_with(".down");
-    FillNormal(seed, static_cast<uint64_t>(i), writes_residual ? residual_std : std, spec.size(), out);
+    InitializeElements(config, layout, seed, std, i, 0, spec.size(), arena + spec.offset);
   }
 }
 

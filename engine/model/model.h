@@ -164,6 +164,9 @@ struct Weights {
 
 // Random initialisation of an arena: matrices N(0, std), down and o scaled by 1/sqrt(2L), norms 1, biases 0. By seed.
 void InitializeArena(const ModelConfig& config, uint64_t seed, float std, float* arena);
+// The same values, elements [first, first + count) of one parameter, for models that are never whole in memory.
+void InitializeElements(const ModelConfig& config, const ParamLayout& layout, uint64_t seed, float std, int param,
+                        int64_t first, int64_t count, float* out);
 
 }  // namespace lockstep
 

@@ -212,6 +212,21 @@ TEST(Weights, RowsOfAVectorAreElements) {
   EXPECT_EQ(all, expected);
 }
 
+TEST(InitializeArena, AnyRangeOfElementsHasTheValuesOfTheWhole) {
+  const ModelConfig config = testing::SmallConfig();
+  const ParamLayout layout(config);
+  std::vector<float> arena(layout.total_size);
+  InitializeArena(config, 7, 0.02f, arena.data());
+  for (int param = 0; param < static_cast<int>(layout.params.size()); ++param) {
+    const ParamSpec& spec = layout.params[param];
+    for (int64_t first = 0; first < spec.size(); first += 37) {  // begins at every place of a block of four
+      std::vector<float> part(std::min<int64_t>(37, spec.size() - first));
+      InitializeElements(config, layout, 7, 0.02f, param, first, static_cast<int64_t>(part.size()), part.data());
+      for (size_t i = 0; i < part.size(); ++i) ASSERT_EQ(part[i], arena[spec.offset + first + i]) << spec.name;
+    }
+  }
+}
+
 TEST(InitializeArena, DependsOnTheSeedAloneAndHasTheAskedSpread) {
   const ModelConfig config = QuickstartShape();
   const ParamLayout layout(config);

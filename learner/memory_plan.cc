@@ -1,0 +1,247 @@
+#include "learner/memory_plan.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "engine/checkpoint/hf_folder.h"
+#include "engine/kernels/packed_matrix.h"
+#include "engine/model/decoder.h"
+#include "engine/model/kv_plan.h"
+
+namespace lockstep {
+namespace {
+
+// A process with its libraries, gRPC's threads and buffers, metrics, ledger cache: measured with a tiny model.
+constexpr uint64_t kProcessBytes = uint64_t{32} << 20;
+// Tables that a tokenizer.json of a byte in the file becomes in memory, and its parse on the way there.
+constexpr uint64_t kTokenizerFactor = 12;
+// A problem is kept as its line and as tokens of 4 bytes, of which a byte of text makes at most one.
+constexpr uint64_t kDataFactor = 6;
+// A block of FP32 rows on the way from a file (engine/checkpoint).
+constexpr uint64_t kLoadBlockBytes = uint64_t{8} << 20;
+// A token of a sample that waits for its step: id, log-prob and weight version, in the ledger's row, the assembly and
+// the batch.
+constexpr uint64_t kSampleTokenBytes = 64;
+// Rows of vocabulary-sized logits in a rollout server.
+constexpr int64_t kLogitRows = 64;
+
+// What a Buffer takes (engine/tensor/tensor.cc): from 4 MiB on whole huge pages, else whole cache lines.
+uint64_t BufferBytes(uint64_t bytes) {
+  constexpr uint64_t kHugePage = uint64_t{2} << 20;
+  const uint64_t unit = bytes >= 2 * kHugePage ? kHugePage : 64;
+  return (bytes + unit - 1) / unit * unit;
+}
+
+std::string GiB(uint64_t bytes) { return absl::StrFormat("%.1f", static_cast<double>(bytes) / (1 << 30)); }
+
+int64_t LongestSample(const MemoryInputs& in) {
+  const int64_t response = in.mode == LearnerMode::kPretrain ? 0 : in.config.rollout().max_tokens();
+  return std::min<int64_t>(in.model.max_position_embeddings, in.config.data().max_prompt_tokens() + response);
+}
+
+// Tokens of the largest micro-batch: as many as configured, no more than shares a step among the ranks, and a sample
+// that is longer is one by itself.
+int64_t LargestMicroBatch(const MemoryInputs& in) {
+  const int64_t micro = in.config.learner().micro_batch_tokens();
+  if (in.mode == LearnerMode::kPretrain) return micro;  // lines may be as long as the model allows: the common case
+  const int64_t samples = int64_t{in.config.trainer().prompts_per_step()} * in.config.rollout().n();
+  const int64_t step = (samples * LongestSample(in) + in.config.learner().world_size() - 1) /
+                       std::max<int64_t>(1, in.config.learner().world_size());
+  return std::max(std::min(micro, step), LongestSample(in));
+}
+
+ProcessMemory TrainingLearner(const MemoryInputs& in) {
+  const uint64_t params = static_cast<uint64_t>(ParamLayout(in.model).total_size);
+  ProcessMemory learner;
+  learner.name = "learner";
+  learner.count = std::max<uint32_t>(1, in.config.learner().world_size());
+  auto& pools = learner.pools;
+  pools.push_back({"weights", WeightsBytes(in.model, in.learner_dtype)});
+  pools.push_back({"master", 4 * params});
+  pools.push_back({"gradient", 4 * params});
+  pools.push_back({"Adam moments", 8 * params});
+  pools.push_back({"activations", Decoder::TrainingBytes(in.model, in.learner_dtype, LargestMicroBatch(in),
+                                                         in.config.learner().activation_recompute())});
+  if (in.mode == LearnerMode::kReinforce) {
+    // The version that is published, and the one before it until it is.
+    pools.push_back({"weight snapshots", 2 * params * DTypeSize(in.rollout_dtype)});
+    const uint64_t samples = uint64_t{in.config.trainer().prompts_per_step()} * in.config.rollout().n() *
+                             (1 + in.config.algorithm().max_staleness());
+    pools.push_back({"samples", samples * static_cast<uint64_t>(LongestSample(in)) * kSampleTokenBytes});
+  }
+  return learner;
+}
+
+absl::StatusOr<ProcessMemory> RolloutServerProcess(const MemoryInputs& in) {
+  const v1::RolloutConfig& rollout = in.config.rollout();
+  const uint64_t weights = WeightsBytes(in.model, in.rollout_dtype);
+  ProcessMemory server;
+  server.name = "rollout server";
+  server.count = rollout.num_servers();
+  server.pools.push_back({"weights", weights});
+  if (in.mode == LearnerMode::kReinforce) {
+    // The set that an update fills; with samples in flight over an update, `finish` keeps an older one for them.
+    const bool older = in.config.algorithm().max_staleness() > 0 && in.config.weight_sync().in_flight() == "finish";
+    server.pools.push_back({"shadow weights", weights * (older ? 2 : 1)});
+    const uint64_t bucket = uint64_t{in.config.weight_sync().bucket_mib()} << 20;
+    server.pools.push_back({"buckets", 2 * std::min(bucket, weights)});
+  }
+  const int64_t response = std::max(rollout.max_tokens(), in.config.eval().max_tokens());
+  const int64_t longest =
+      std::min<int64_t>(in.model.max_position_embeddings,
+                        std::max<int64_t>(in.config.data().max_prompt_tokens() + response, kPageTokens));
+  const auto pages = PlanKvPages(in.model, in.rollout_dtype, rollout.kv_cache_mib(), rollout.max_batch_size(), longest);
+  if (!pages.ok()) return pages.status();
+  server.pools.push_back(
+      {"KV cache", static_cast<uint64_t>(*pages) * KvStorage::BytesPerPage(in.model, in.rollout_dtype)});
+  const int64_t rows = int64_t{rollout.max_batch_size()} + rollout.prefill_chunk_tokens();
+  // The widest row of a layer, in the dtype and as packed FP32, its neighbours, and the logits.
+  const int64_t widest = 3 * in.model.intermediate_size + in.model.qkv_rows() + 3 * in.model.hidden_size;
+  const auto scratch = static_cast<uint64_t>(rows * widest * 6 + kLogitRows * in.model.vocab_size * 4 +
+                                             in.model.max_position_embeddings * in.model.head_dim * 4);
+  server.pools.push_back({"scratch", scratch + kLoadBlockBytes});
+  return server;
+}
+
+void AddProcessPools(const MemoryInputs& in, uint64_t data_bytes, ProcessMemory* process) {
+  process->pools.push_back(
+      {"process", kProcessBytes + kTokenizerFactor * in.tokenizer_bytes + kDataFactor * data_bytes});
+}
+
+uint64_t FileBytes(const std::string& path) {
+  std::error_code error;
+  const auto size = path.empty() ? 0 : std::filesystem::file_size(path, error);
+  return error ? 0 : size;
+}
+
+// What makes the largest pools smaller, largest saving first.
+std::string WayOut(const MemoryPlan& plan) {
+  std::vector<MemoryPool> pools;
+  for (const ProcessMemory& process : plan.processes) {
+    for (const MemoryPool& pool : process.pools) pools.push_back({pool.name, pool.bytes * process.count});
+  }
+  std::stable_sort(pools.begin(), pools.end(), [](const auto& a, const auto& b) { return a.bytes > b.bytes; });
+  std::vector<std::string> ways;
+  for (const MemoryPool& pool : pools) {
+    std::string way;
+    if (pool.name == "activations") way = "lower learner.micro_batch_tokens or set learner.activation_recompute: true";
+    if (pool.name == "KV cache") way = "set rollout.kv_cache_mib or lower rollout.max_batch_size";
+    if (pool.name == "shadow weights") way = "lower rollout.num_servers";
+    if (pool.name == "Adam moments") way = "take a smaller model";
+    if (!way.empty() && std::find(ways.begin(), ways.end(), way) == ways.end()) ways.push_back(way);
+  }
+  std::string text;
+  for (const std::string& way : ways) absl::StrAppend(&text, text.empty() ? "" : "; ", way);
+  return text.empty() ? "take a smaller model" : text;
+}
+
+}  // namespace
+
+uint64_t ProcessMemory::bytes() const {
+  uint64_t total = 0;
+  for (const MemoryPool& pool : pools) total += pool.bytes;
+  return total;
+}
+
+uint64_t MemoryPlan::bytes() const {
+  uint64_t total = 0;
+  for (const ProcessMemory& process : processes) total += process.count * process.bytes();
+  return total;
+}
+
+std::string MemoryPlan::Text() const {
+  std::string text = absl::StrCat("needs ", GiB(bytes()), " GiB: ");
+  for (size_t i = 0; i < processes.size(); ++i) {
+    const ProcessMemory& process = processes[i];
+    if (process.count == 1) {
+      absl::StrAppend(&text, i == 0 ? "" : ", ", process.name, " ", GiB(process.bytes()), " (");
+    } else {
+      absl::StrAppend(&text, i == 0 ? "" : ", ", process.count, " ", process.name, "s of ", GiB(process.bytes()), " (");
+    }
+    bool first = true;
+    for (const MemoryPool& pool : process.pools) {
+      absl::StrAppend(&text, first ? "" : ", ", pool.name, " ", GiB(pool.bytes));
+      first = false;
+    }
+    absl::StrAppend(&text, ")");
+  }
+  return text;
+}
+
+std::string MemoryPlan::Json() const {
+  nlohmann::ordered_json root;
+  root["processes"] = nlohmann::ordered_json::array();
+  for (const ProcessMemory& process : processes) {
+    nlohmann::ordered_json entry = {{"name", process.name}, {"count", process.count}, {"bytes", process.bytes()}};
+    for (const MemoryPool& pool : process.pools) entry["pools"][pool.name] = pool.bytes;
+    root["processes"].push_back(entry);
+  }
+  root["bytes"] = bytes();
+  return root.dump();
+}
+
+uint64_t WeightsBytes(const ModelConfig& model, DType dtype) {
+  uint64_t bytes = 0;
+  for (const ParamSpec& spec : ParamLayout(model).params) {
+    const bool vector = spec.kind == ParamSpec::Kind::kVector;
+    const int64_t rows = vector ? spec.rows : (spec.rows + kPanelWidth - 1) / kPanelWidth * kPanelWidth;
+    bytes += BufferBytes(static_cast<uint64_t>(rows * spec.cols) * DTypeSize(dtype));
+  }
+  return bytes;
+}
+
+absl::StatusOr<MemoryPlan> PlanMemory(const MemoryInputs& in) {
+  MemoryPlan plan;
+  const bool trains = in.mode == LearnerMode::kReinforce || in.mode == LearnerMode::kPretrain;
+  if (in.config.learner().addresses().empty()) {
+    ProcessMemory learner;
+    learner.name = "learner";
+    if (trains) learner = TrainingLearner(in);
+    AddProcessPools(in, in.data_bytes, &learner);
+    plan.processes.push_back(std::move(learner));
+  }
+  if (in.mode != LearnerMode::kPretrain && in.config.rollout().addresses().empty()) {
+    auto server = RolloutServerProcess(in);
+    if (!server.ok()) return server.status();
+    AddProcessPools(in, 0, &*server);
+    plan.processes.push_back(*std::move(server));
+  }
+  return plan;
+}
+
+absl::StatusOr<MemoryInputs> ReadMemoryInputs(const v1::RunConfig& config, LearnerMode mode) {
+  MemoryInputs inputs;
+  inputs.config = config;
+  inputs.mode = mode;
+  auto model = ReadHfConfig(config.model().path());
+  if (!model.ok()) return model.status();
+  inputs.model = *std::move(model);
+  const auto learner_dtype = ParseDType(config.learner().dtype());
+  if (!learner_dtype.ok()) return learner_dtype.status();
+  const auto rollout_dtype = ParseDType(config.rollout().dtype());
+  if (!rollout_dtype.ok()) return rollout_dtype.status();
+  inputs.learner_dtype = *learner_dtype;
+  inputs.rollout_dtype = *rollout_dtype;
+  inputs.data_bytes = (mode == LearnerMode::kEval ? 0 : FileBytes(config.data().train())) +
+                      (mode == LearnerMode::kPretrain ? 0 : FileBytes(config.data().eval()));
+  inputs.tokenizer_bytes = FileBytes(config.model().path() + "/tokenizer.json");
+  return inputs;
+}
+
+std::string AvailableText(const MachineMemory& machine) {
+  if (machine.available_bytes == 0) return "what is available is unknown";
+  return absl::StrCat(GiB(machine.available_bytes), " GiB are available",
+                      machine.limited_by_cgroup ? " (the limit of the control group)" : "");
+}
+
+absl::Status CheckMemory(const MemoryPlan& plan, const MachineMemory& machine) {
+  if (machine.available_bytes == 0 || plan.bytes() <= machine.available_bytes) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("memory: ", plan.Text(), "; ", AvailableText(machine), "; ", WayOut(plan)));
+}
+
+}  // namespace lockstep
