@@ -1,16 +1,20 @@
 #include "learner/filter.h"
 
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/log.h"
 #include "engine/base/process.h"
+#include "learner/group_rewards.h"
 #include "learner/run_loop.h"
 
 namespace lockstep {
 namespace {
 
 constexpr absl::Duration kPoll = absl::Milliseconds(500);
+// While a reward service has groups.
+constexpr absl::Duration kRewardPoll = absl::Milliseconds(10);
 // Groups handed out at once; bounds what waits in memory.
 constexpr size_t kMaxOutstanding = 512;
 // Keeps the filter's draws apart from those of a run with the same seed, whose groups count from 0.
@@ -25,8 +29,8 @@ absl::Status FilterProblems(const FilterParts& parts) {
                                                    ", --filter_high ", parts.high,
                                                    ": at least one sample and low <= high are needed"));
   }
-  auto kind = ParseRewardKind(parts.config.data().reward());
-  if (!kind.ok()) return kind.status();
+  auto rewards = GroupRewards::Create(parts.config.data(), parts.run_id, parts.tokenizer, /*metrics=*/nullptr);
+  if (!rewards.ok()) return rewards.status();
   v1::RunConfig config = parts.config;
   config.mutable_rollout()->set_n(parts.samples);
   const std::vector<Problem>& problems = *parts.problems;
@@ -41,14 +45,16 @@ absl::Status FilterProblems(const FilterParts& parts) {
       parts.rollouts->Submit(MakeGroupRequest(config, parts.run_id, kFirstGroupId + submitted,
                                               problems[submitted].prompt_tokens, parts.stop_token_ids));
     }
-    auto group = parts.rollouts->Next(kPoll);
+    auto group = parts.rollouts->Next((*rewards)->pending() > 0 ? kRewardPoll : kPoll);
     if (!group.ok() && !absl::IsDeadlineExceeded(group.status())) return group.status();
     if (group.ok()) {
-      const size_t index = group->group_id - kFirstGroupId;
-      ScoreGroup(*kind, problems[index], *parts.tokenizer, &*group);
+      const Problem& problem = problems[group->group_id - kFirstGroupId];
+      (*rewards)->Add(*std::move(group), problem);
+    }
+    while (std::optional<SampleGroup> scored = (*rewards)->Next(absl::ZeroDuration())) {
       double passed = 0;
-      for (const Sample& sample : group->samples) passed += sample.dropped_reason.empty() ? sample.reward : 0;
-      pass_rates[index] = passed / parts.samples;
+      for (const Sample& sample : scored->samples) passed += sample.dropped_reason.empty() ? sample.reward : 0;
+      pass_rates[scored->group_id - kFirstGroupId] = passed / parts.samples;
       ++finished;
     }
     const auto servers = parts.rollouts->ServerStatuses();

@@ -18,7 +18,8 @@ double ScoreOf(const char* kind, const std::string& response, const std::string&
 }
 
 TEST(Verifier, KnowsItsKinds) {
-  EXPECT_EQ(ParseRewardKind("maths").status().message(), "reward is \"maths\", must be exact, numeric or math");
+  EXPECT_EQ(ParseRewardKind("maths").status().message(),
+            "reward is \"maths\", must be exact, numeric, math, multiple_choice or service");
 }
 
 TEST(Verifier, ExactComparesWithoutOuterSpace) {
