@@ -40,6 +40,7 @@ int ResumeCommand(const std::vector<std::string>& arguments);      // resume RUN
 int StopCommand(const std::vector<std::string>& arguments);        // stop RUN
 int CheckpointCommand(const std::vector<std::string>& arguments);  // checkpoint RUN
 int GenerateCommand(const std::vector<std::string>& arguments);    // generate --model=DIR PROMPT
+int GradeCommand(const std::vector<std::string>& arguments);       // grade FILE.jsonl
 int SummaryCommand(const std::vector<std::string>& arguments);     // summary RUN
 int DoctorCommand(const std::vector<std::string>& arguments);      // doctor
 

@@ -28,6 +28,8 @@ constexpr Command kCommands[] = {
      lockstep::PretrainCommand},
     {"filter", "CONFIG [key=value ...] --out=FILE [--samples=16] [--low=0.2] [--high=0.8]",
      "keep the problems whose pass rate lies between two thresholds", lockstep::FilterCommand},
+    {"grade", "FILE.jsonl [--kind=math] [--out=FILE]", "score the responses of a file with a verifier",
+     lockstep::GradeCommand},
     {"summary", "RUN [--out=FILE] [--phase=NAME:SECONDS ...]", "the table of a finished run", lockstep::SummaryCommand},
     {"doctor", "", "what this machine has, what is missing, how to get it", lockstep::DoctorCommand},
 };

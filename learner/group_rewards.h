@@ -21,7 +21,8 @@
 
 namespace lockstep {
 
-// Sets each sample's reward, or its dropped_reason, by a built-in verifier. A response that the length limit cut gets 0.
+// Sets each sample's reward, or its dropped_reason, by a built-in verifier. A response that the length limit cut gets
+// 0.
 void ScoreGroup(RewardKind kind, const Problem& problem, const Tokenizer& tokenizer, SampleGroup* group);
 
 class GroupRewards {

@@ -159,7 +159,8 @@ std::vector<MetricSpec> LearnerMetrics() {
       {"rl_learner_reward_samples_total",
        kC,
        kLearner,
-       "Samples sent to the reward service: scored, refused (no finite reward; dropped), failed (with their call; dropped).",
+       "Samples sent to the reward service: scored, refused (no finite reward; dropped), failed (with their call; "
+       "dropped).",
        {{"outcome", {"scored", "refused", "failed"}}},
        {}},
       {"rl_learner_reward_request_seconds",

@@ -290,6 +290,7 @@ class Lexer {
     size_t digits = 0;
     while (after + digits < end && IsDigit(text_[after + digits])) ++digits;
     if (digits != 3) return 0;
+    if (text_[at] == ' ' && after + 3 < end && text_[after + 3] == '/') return 0;  // "1 501/502" is mixed
     return after - at;
   }
 
@@ -385,6 +386,7 @@ class Lexer {
                (run.size() >= 2 && after_value && !KnownUnit(lower).empty()) ||
                (!tokens_.empty() && tokens_.back().kind == TokenKind::kText && run.size() >= 2)) {
       Push(TokenKind::kText, lower);
+      if (at + 1 < end && text_[at] == '.' && IsSpace(text_[at + 1])) ++at;  // "sq. units"
     } else {
       for (const char c : run) Push(TokenKind::kLetter, std::string(1, c));
     }
