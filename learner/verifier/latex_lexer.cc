@@ -383,6 +383,7 @@ class Lexer {
     } else if (run == "U" && !tokens_.empty() && (tokens_.back().Symbol(")") || tokens_.back().Symbol("]"))) {
       Push(TokenKind::kCommand, "cup");
     } else if (lower == "or" || lower == "and" || run.size() >= 4 ||
+               (after_value && (lower == "am" || lower == "pm")) ||
                (run.size() >= 2 && after_value && !KnownUnit(lower).empty()) ||
                (!tokens_.empty() && tokens_.back().kind == TokenKind::kText && run.size() >= 2)) {
       Push(TokenKind::kText, lower);
