@@ -92,10 +92,10 @@ size_t RewardClient::pending() const {
 std::string RewardClient::trouble() const {
   absl::MutexLock lock(&mutex_);
   if (away_since_ == absl::InfiniteFuture()) return "";
-  const absl::Duration away = absl::Now() - away_since_;
-  return absl::StrCat("the reward service ", options_.address, " is away for ",
-                      static_cast<int64_t>(absl::ToDoubleSeconds(away)), " s (", away_why_, "); samples ",
-                      away < options_.timeout ? "wait for it up to " : "are dropped after ",
+  const bool waits = absl::Now() - away_since_ < options_.timeout;
+  return absl::StrCat("the reward service ", options_.address, " is away since ",
+                      absl::FormatTime("%H:%M:%S", away_since_, absl::UTCTimeZone()), " UTC (", away_why_,
+                      "); samples ", waits ? "wait for it up to " : "are dropped after ",
                       absl::FormatDuration(options_.timeout));
 }
 

@@ -187,7 +187,7 @@ TEST(RewardClient, AServiceThatIsGoneAndBackLosesNoSample) {
   first.Stop();
   client.Submit(8, Samples(3));
   EXPECT_FALSE(client.Next(absl::Milliseconds(300)).has_value());
-  EXPECT_NE(client.trouble().find("is away for"), std::string::npos) << client.trouble();
+  EXPECT_NE(client.trouble().find("is away since"), std::string::npos) << client.trouble();
   EXPECT_NE(client.trouble().find("samples wait"), std::string::npos) << client.trouble();
   FakeService second(Lengths);
   second.Start(port);

@@ -40,7 +40,7 @@ run_long() {
 run_long away 120
 end_service
 says() { "$lockstep" status "$1" | grep -q "$2"; }
-wait_for 30 says away 'is away for .* wait' || fail "status does not name the outage: $("$lockstep" status away)"
+wait_for 30 says away 'is away since .* wait' || fail "status does not name the outage: $("$lockstep" status away)"
 start_service "$port"
 before=$(wc -l < away/metrics.jsonl)
 wait_for 60 steps_done away $((before + 2)) || fail "the run does not go on when the service is back"
