@@ -6,7 +6,7 @@ calls equal, as "LEFT<tab>RIGHT".
     tests/golden/make_equal_answers_golden.py learner/verifier/testdata/answers.txt > equal_answers.txt
 
 Equal is: math-verify says so in both directions, or the texts agree without spaces, units, signs of degrees, percent and
-money, and a leading "x=". With --rewritings FILE the oracle instead prints how many of the pairs in FILE
+money, and a leading "x=". math-verify reads 40_9 as 40: a pair of which one alone states its base is not equal. With --rewritings FILE the oracle instead prints how many of the pairs in FILE
 ("REWRITTEN<tab>ANSWER" a line) it accepts.
 """
 import re
@@ -41,6 +41,11 @@ def plain(answer):
     return re.sub(r"^[a-z]=", "", answer.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
 
 
+def base(answer):
+    stated = re.search(r"\d_\{?(\d+)\}?$", answer)
+    return stated and stated[1]
+
+
 def main():
     if sys.argv[1] == "--rewritings":
         pairs = [line.rstrip("\n").split("\t") for line in open(sys.argv[2], encoding="utf-8")]
@@ -50,6 +55,8 @@ def main():
     answers = [line.rstrip("\n") for line in open(sys.argv[1], encoding="utf-8")]
     for i, left in enumerate(answers):
         for right in answers[i + 1 : i + 1 + WINDOW]:
+            if base(left) != base(right):
+                continue
             if plain(left) == plain(right) or (oracle(left, right) and oracle(right, left)):
                 print(f"{left}\t{right}")
 
