@@ -46,6 +46,7 @@ int StopCommand(const std::vector<std::string>& arguments);        // stop RUN
 int CheckpointCommand(const std::vector<std::string>& arguments);  // checkpoint RUN
 int GenerateCommand(const std::vector<std::string>& arguments);    // generate --model=DIR PROMPT
 int TokenizeCommand(const std::vector<std::string>& arguments);    // tokenize --model=DIR [flags] < TEXTS
+int GradeCommand(const std::vector<std::string>& arguments);       // grade FILE.jsonl
 int SummaryCommand(const std::vector<std::string>& arguments);     // summary RUN
 int DoctorCommand(const std::vector<std::string>& arguments);      // doctor
 

@@ -300,6 +300,7 @@ v1::RunConfig DefaultRunConfig() {
   data->set_shuffle(true);
   data->set_max_prompt_tokens(1024);
   data->set_reward("math");
+  data->set_reward_timeout_seconds(60);
   auto* rollout = config.mutable_rollout();
   rollout->set_num_servers(1);
   rollout->set_dtype("fp16");

@@ -44,7 +44,7 @@ absl::Status CheckNames(const v1::RunConfig& c) {
            OneOf("numerics", c.numerics(), {"matched", "native"}),
            OneOf("rollout.dtype", c.rollout().dtype(), dtypes),
            OneOf("learner.dtype", c.learner().dtype(), dtypes),
-           OneOf("data.reward", c.data().reward(), {"exact", "numeric", "math"}),
+           OneOf("data.reward", c.data().reward(), {"exact", "numeric", "math", "multiple_choice", "service"}),
            OneOf("algorithm.name", c.algorithm().name(),
                  {"pg", "pg_token_is", "pg_token_tis", "pg_seq_is", "pg_seq_tis", "pg_seq_mis", "grpo"}),
            OneOf("algorithm.advantage", c.algorithm().advantage(), {"mean", "mean_std"}),
@@ -74,6 +74,7 @@ absl::Status CheckRanges(const v1::RunConfig& c) {
            AtLeast("rollout.max_groups_in_flight", c.rollout().max_groups_in_flight(), 1),
            AtLeast("rollout.group_timeout_seconds", c.rollout().group_timeout_seconds(), 1),
            AtLeast("data.max_prompt_tokens", c.data().max_prompt_tokens(), 1),
+           Within("data.reward_timeout_seconds", c.data().reward_timeout_seconds(), 0.1, 3600),
            AtLeast("algorithm.is_clip", c.algorithm().is_clip(), 0),
            AtLeast("algorithm.clip_low", c.algorithm().clip_low(), 0),
            AtLeast("algorithm.clip_high", c.algorithm().clip_high(), 0),
@@ -126,6 +127,14 @@ absl::Status ValidateRunConfig(const v1::RunConfig& c) {
   }
   if (c.eval().temperature() > 0 && c.eval().temperature() < 0.01) {
     return Combination(absl::StrCat("eval.temperature: ", c.eval().temperature(), " is below 0.01; use 0 for greedy"));
+  }
+  if (c.data().reward() == "service" && c.data().reward_address().find(':') == std::string::npos) {
+    return Combination(absl::StrCat("data.reward_address: '", c.data().reward_address(),
+                                    "' is no host:port; data.reward: service needs the address of a reward service"));
+  }
+  if (c.data().reward() != "service" && !c.data().reward_address().empty()) {
+    return Combination(absl::StrCat("data.reward_address: is set, but data.reward is '", c.data().reward(),
+                                    "'; set data.reward: service, or leave the address out"));
   }
   if (c.algorithm().max_staleness() == 0 && c.weight_sync().in_flight() != "finish") {
     return Combination(absl::StrCat("weight_sync.in_flight: '", c.weight_sync().in_flight(),

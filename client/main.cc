@@ -44,6 +44,8 @@ constexpr Command kCommands[] = {
      "log-probs of given tokens, a JSON line each", lockstep::ScoreCommand},
     {"make-model", "--shape=NAME|CONFIG.json [--dtype=fp16] [--seed=1] [--tokenizer=DIR] OUT_DIR",
      "a model folder with random weights, for tests and measurements", lockstep::MakeModelCommand},
+    {"grade", "FILE.jsonl [--kind=math] [--out=FILE]", "score the responses of a file with a verifier",
+     lockstep::GradeCommand},
     {"summary", "RUN [--out=FILE] [--phase=NAME:SECONDS ...]", "the table of a finished run", lockstep::SummaryCommand},
     {"doctor", "[CONFIG [key=value ...]]", "what this machine has, what is missing, how to get it; whether a run fits",
      lockstep::DoctorCommand},

@@ -10,12 +10,16 @@ packages=(
   libgrpc++-dev protobuf-compiler-grpc libprotobuf-dev protobuf-compiler libabsl-dev
   # collectives, storage, config, Unicode
   libgloo-dev libsqlite3-dev sqlite3 libyaml-cpp-dev nlohmann-json3-dev libutf8proc-dev libpcre2-dev
+  # exact fractions of answers
+  libgmp-dev
   # metrics
   prometheus-cpp-dev prometheus
   # tests and benchmarks
   libgtest-dev libgmock-dev libbenchmark-dev
   # fuzzing (tests/fuzz/run.sh)
   clang libclang-rt-14-dev
+  # the reward service example and its test
+  python3-grpcio python3-protobuf
   # what the scripts call
   curl jq procps
 )

@@ -84,7 +84,9 @@ TEST_F(DatasetTest, PutsTheProblemIntoTheTemplate) {
   options_.prompt_template = "Q: {prompt}=";
   EXPECT_EQ(tokenizer_->Decode((*Load("{\"prompt\": \"1+1\", \"answer\": \"2\"}"))[0].prompt_tokens), "Q: 1+1=");
   options_.prompt_template = "Q: ";
-  EXPECT_EQ(Error("{}"), "data.prompt_template is 'Q: '; it must hold {prompt}, or be one of chat, none, r1_distill_qwen, qwen_math, r1");
+  EXPECT_EQ(
+      Error("{}"),
+      "data.prompt_template is 'Q: '; it must hold {prompt}, or be one of chat, none, r1_distill_qwen, qwen_math, r1");
 }
 
 TEST_F(DatasetTest, SupervisedResponsesEndWithTheEndToken) {

@@ -4,14 +4,14 @@
 #include "engine/base/log.h"
 #include "engine/base/process.h"
 #include "learner/evaluation.h"
-#include "learner/run_loop.h"
+#include "learner/group_rewards.h"
 
 namespace lockstep {
 
 absl::Status EvaluateModel(const EvalModeParts& parts) {
   if (parts.out.empty()) return absl::InvalidArgumentError("--eval_out is missing; it names the file to write");
-  auto kind = ParseRewardKind(parts.config.data().reward());
-  if (!kind.ok()) return kind.status();
+  auto rewards = GroupRewards::Create(parts.config.data(), parts.run_id, parts.tokenizer, /*metrics=*/nullptr);
+  if (!rewards.ok()) return rewards.status();
   parts.rollouts->SetWeights({0, 0}, {});
   EvaluationParts evaluation;
   evaluation.config = parts.config;
@@ -20,10 +20,7 @@ absl::Status EvaluateModel(const EvalModeParts& parts) {
   evaluation.tokenizer = parts.tokenizer;
   evaluation.problems = parts.problems;
   evaluation.rollouts = parts.rollouts;
-  evaluation.reward = *kind;
-  evaluation.score = [&](const Problem& problem, SampleGroup* group) {
-    ScoreGroup(*kind, problem, *parts.tokenizer, group);
-  };
+  evaluation.rewards = rewards->get();
   const size_t count = parts.problems->size();
   const uint32_t n = parts.config.eval().n();
   evaluation.between = [&](size_t done) -> absl::Status {

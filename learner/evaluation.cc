@@ -86,7 +86,7 @@ struct Tally {
 
 Tally TallyGroup(const EvaluationParts& parts, const SampleGroup& group, const std::vector<uint32_t>& ks) {
   Tally tally;
-  AnswerClasses classes(parts.reward);
+  AnswerClasses classes(parts.rewards->kind());
   std::vector<Vote> votes;
   for (const Sample& sample : group.samples) {
     Vote vote;
@@ -96,7 +96,8 @@ Tally TallyGroup(const EvaluationParts& parts, const SampleGroup& group, const s
     tally.dropped += !sample.dropped_reason.empty();
     if (!cut && sample.dropped_reason.empty()) {
       vote.correct = sample.reward >= kRightReward;
-      const auto answer = AnswerOf(parts.reward, parts.tokenizer->Decode(sample.tokens, /*skip_special_tokens=*/true));
+      const auto answer =
+          AnswerOf(parts.rewards->kind(), parts.tokenizer->Decode(sample.tokens, /*skip_special_tokens=*/true));
       if (answer) vote.answer_class = classes.Of(*answer);
     }
     tally.no_answer += vote.answer_class == Vote::kNoAnswer;
@@ -187,7 +188,8 @@ absl::StatusOr<Evaluation> Evaluate(const EvaluationParts& parts) {
   GroupSampling sampling;
   sampling.rollouts = parts.rollouts;
   sampling.first_group_id = kFirstEvaluationGroup + (parts.step << kEvaluationProblemBits);
-  sampling.count = problems.size();
+  sampling.problems = parts.problems;
+  sampling.rewards = parts.rewards;
   sampling.make = [&](size_t index) {
     v1::Group group = MakeGroupRequest(config, parts.run_id, sampling.first_group_id + index,
                                        problems[index].prompt_tokens, parts.stop_token_ids);
@@ -196,7 +198,6 @@ absl::StatusOr<Evaluation> Evaluate(const EvaluationParts& parts) {
     return group;
   };
   sampling.take = [&](size_t index, SampleGroup group) {
-    parts.score(problems[index], &group);
     tallies[index] = TallyGroup(parts, group, ks);
     return absl::OkStatus();
   };

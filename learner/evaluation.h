@@ -17,8 +17,8 @@
 
 #include "absl/status/statusor.h"
 #include "learner/dataset.h"
+#include "learner/group_rewards.h"
 #include "learner/rollout_client.h"
-#include "learner/verifier/verifier.h"
 #include "proto/learner.pb.h"
 #include "proto/run_config.pb.h"
 
@@ -33,11 +33,9 @@ struct EvaluationParts {
   const Tokenizer* tokenizer = nullptr;
   const std::vector<Problem>* problems = nullptr;
   RolloutClient* rollouts = nullptr;
-  uint64_t step = 0;    // steps done
-  WeightStamp weights;  // that the servers must have at least
-  RewardKind reward = RewardKind::kMath;
-  // Fills in rewards and dropped_reasons.
-  std::function<void(const Problem& problem, SampleGroup* group)> score;
+  uint64_t step = 0;                // steps done
+  WeightStamp weights;              // that the servers must have at least
+  GroupRewards* rewards = nullptr;  // used by nobody else meanwhile
   // As in GroupSampling.
   std::function<absl::Status(SampleGroup group)> take_other;
   std::function<absl::Status(size_t done)> between;

@@ -107,13 +107,9 @@ class EvaluationTest : public testing::Test {
     parts_.tokenizer = tokenizer_.get();
     parts_.problems = &problems_;
     parts_.rollouts = rollouts_.get();
-    parts_.reward = RewardKind::kNumeric;
-    parts_.score = [this](const Problem& problem, SampleGroup* group) {
-      for (Sample& sample : group->samples) {
-        if (sample.finish_reason != v1::FINISH_REASON_STOP) continue;
-        sample.reward = *Score(RewardKind::kNumeric, tokenizer_->Decode(sample.tokens), problem.answer);
-      }
-    };
+    parts_.config.mutable_data()->set_reward("numeric");
+    rewards_ = *GroupRewards::Create(parts_.config.data(), "run", tokenizer_.get(), &metrics_);
+    parts_.rewards = rewards_.get();
     parts_.between = [](size_t) { return absl::OkStatus(); };
   }
   void TearDown() override {
@@ -127,6 +123,7 @@ class EvaluationTest : public testing::Test {
   MetricsRegistry metrics_{"learner"};
   ListeningServer listening_;
   std::unique_ptr<RolloutClient> rollouts_;
+  std::unique_ptr<GroupRewards> rewards_;
   EvaluationParts parts_;
 };
 

@@ -1,11 +1,12 @@
 #include "learner/filter.h"
 
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/log.h"
 #include "engine/base/process.h"
-#include "learner/run_loop.h"
+#include "learner/group_rewards.h"
 #include "learner/sampling.h"
 
 namespace lockstep {
@@ -16,8 +17,8 @@ absl::Status FilterProblems(const FilterParts& parts) {
                                                    ", --filter_high ", parts.high,
                                                    ": at least one sample and low <= high are needed"));
   }
-  auto kind = ParseRewardKind(parts.config.data().reward());
-  if (!kind.ok()) return kind.status();
+  auto rewards = GroupRewards::Create(parts.config.data(), parts.run_id, parts.tokenizer, /*metrics=*/nullptr);
+  if (!rewards.ok()) return rewards.status();
   v1::RunConfig config = parts.config;
   config.mutable_rollout()->set_n(parts.samples);
   const std::vector<Problem>& problems = *parts.problems;
@@ -26,13 +27,13 @@ absl::Status FilterProblems(const FilterParts& parts) {
   GroupSampling sampling;
   sampling.rollouts = parts.rollouts;
   sampling.first_group_id = kFirstFilterGroup;
-  sampling.count = problems.size();
+  sampling.rewards = rewards->get();
+  sampling.problems = parts.problems;
   sampling.make = [&](size_t index) {
     return MakeGroupRequest(config, parts.run_id, kFirstFilterGroup + index, problems[index].prompt_tokens,
                             parts.stop_token_ids);
   };
   sampling.take = [&](size_t index, SampleGroup group) {
-    ScoreGroup(*kind, problems[index], *parts.tokenizer, &group);
     double passed = 0;
     for (const Sample& sample : group.samples) passed += sample.dropped_reason.empty() ? sample.reward : 0;
     pass_rates[index] = passed / parts.samples;

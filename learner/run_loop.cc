@@ -2,39 +2,29 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "engine/base/log.h"
+#include "learner/sampling.h"
 
 namespace lockstep {
 namespace {
 
 constexpr absl::Duration kPoll = absl::Milliseconds(200);
+// While a reward service has groups.
+constexpr absl::Duration kRewardPoll = absl::Milliseconds(10);
 
 double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(absl::Now() - start); }
 
 }  // namespace
 
-void ScoreGroup(RewardKind kind, const Problem& problem, const Tokenizer& tokenizer, SampleGroup* group) {
-  for (Sample& sample : group->samples) {
-    if (!sample.dropped_reason.empty() || sample.finish_reason == v1::FINISH_REASON_LENGTH) continue;
-    const auto reward = Score(kind, tokenizer.Decode(sample.tokens, /*skip_special_tokens=*/true), problem.answer);
-    if (reward.ok() && std::isfinite(*reward)) {
-      sample.reward = *reward;
-    } else {
-      sample.dropped_reason = "reward";
-      LogWarning("group ", group->group_id, " sample ", sample.sample_index, " has no reward and is dropped: ",
-                 reward.ok() ? "it is not finite" : std::string(reward.status().message()));
-    }
-  }
-}
-
-RunLoop::RunLoop(RunLoopParts parts, AdvantageKind advantage, RewardKind reward)
+RunLoop::RunLoop(RunLoopParts parts, AdvantageKind advantage, std::unique_ptr<GroupRewards> rewards)
     : parts_(std::move(parts)),
       advantage_(advantage),
-      reward_(reward),
+      rewards_(std::move(rewards)),
       order_(parts_.problems->size(), parts_.config.seed(), parts_.config.data().shuffle()),
       position_(parts_.position),
       requested_steps_(position_.step) {}
@@ -55,9 +45,9 @@ absl::StatusOr<RunLoop> RunLoop::Create(RunLoopParts parts) {
   }
   auto advantage = ParseAdvantageKind(config.algorithm().advantage());
   if (!advantage.ok()) return advantage.status();
-  auto reward = ParseRewardKind(config.data().reward());
-  if (!reward.ok()) return reward.status();
-  return RunLoop(std::move(parts), *advantage, *reward);
+  auto rewards = GroupRewards::Create(config.data(), parts.run_id, parts.tokenizer, parts.metrics);
+  if (!rewards.ok()) return rewards.status();
+  return RunLoop(std::move(parts), *advantage, *std::move(rewards));
 }
 
 absl::Status RunLoop::Run() {
@@ -140,21 +130,50 @@ absl::Status RunLoop::RequestGroups(uint64_t last_step) {
   return absl::OkStatus();
 }
 
-absl::Status RunLoop::AcceptGroup(SampleGroup group) {
+absl::Status RunLoop::RewardGroup(SampleGroup group) {
   const absl::Time start = absl::Now();
   group.step = group.group_id / parts_.config.trainer().prompts_per_step() + 1;
   group.problem_index = order_.IndexAt(group.group_id);
-  ScoreGroup(reward_, (*parts_.problems)[group.problem_index], *parts_.tokenizer, &group);
-  auto fresh = parts_.ledger->CommitGroup(group);
-  if (!fresh.ok()) return fresh.status();
-  if (*fresh) {
-    ready_[group.group_id] = std::move(group);
-  } else {
-    parts_.metrics->Counter("rl_learner_trajectories_total", {{"disposition", "duplicate"}})
-        .Increment(static_cast<double>(group.samples.size()));
+  const Problem& problem = (*parts_.problems)[group.problem_index];
+  rewards_->Add(std::move(group), problem);
+  score_seconds_ += SecondsSince(start);
+  return AcceptRewarded();
+}
+
+absl::Status RunLoop::AcceptRewarded() {
+  const absl::Time start = absl::Now();
+  while (std::optional<SampleGroup> group = rewards_->Next(absl::ZeroDuration())) {
+    auto fresh = parts_.ledger->CommitGroup(*group);
+    if (!fresh.ok()) return fresh.status();
+    if (*fresh) {
+      for (const Sample& sample : group->samples) {
+        if (sample.dropped_reason != "reward") continue;
+        parts_.metrics->Counter("rl_learner_trajectories_total", {{"disposition", "reward"}}).Increment();
+      }
+      ready_[group->group_id] = *std::move(group);
+    } else {
+      parts_.metrics->Counter("rl_learner_trajectories_total", {{"disposition", "duplicate"}})
+          .Increment(static_cast<double>(group->samples.size()));
+    }
   }
   score_seconds_ += SecondsSince(start);
+  ReportRewardTrouble();
   return absl::OkStatus();
+}
+
+void RunLoop::ReportRewardTrouble() {
+  const std::string trouble = rewards_->trouble();
+  if (trouble.empty() && !reward_trouble_) return;
+  const bool changed = trouble.empty() == reward_trouble_;
+  reward_trouble_ = !trouble.empty();
+  const auto set = [&](v1::RunStatus& status) {
+    status.set_message(trouble.empty() ? "the reward service answers again" : trouble);
+  };
+  if (changed) {
+    parts_.monitor->Publish(set);
+  } else {
+    parts_.monitor->Progress(set);
+  }
 }
 
 absl::Status RunLoop::CollectGroups(uint64_t step, bool* collected) {
@@ -166,12 +185,13 @@ absl::Status RunLoop::CollectGroups(uint64_t step, bool* collected) {
   };
   while (missing() > 0) {
     if (parts_.terminated()) return absl::OkStatus();
-    auto group = parts_.rollouts->Next(kPoll);
+    auto group = parts_.rollouts->Next(rewards_->pending() > 0 ? kRewardPoll : kPoll);
     if (group.ok()) {
-      if (absl::Status status = AcceptGroup(*std::move(group)); !status.ok()) return status;
+      if (absl::Status status = RewardGroup(*std::move(group)); !status.ok()) return status;
     } else if (!absl::IsDeadlineExceeded(group.status())) {
       return group.status();
     }
+    if (absl::Status status = AcceptRewarded(); !status.ok()) return status;
     ReportProgress();
     ServeCommands();
     if (absl::Status status = parts_.ranks->Heartbeat(); !status.ok()) return status;

@@ -14,6 +14,7 @@
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -23,14 +24,13 @@
 #include "engine/tokenizer/tokenizer.h"
 #include "learner/advantage.h"
 #include "learner/dataset.h"
+#include "learner/group_rewards.h"
 #include "learner/ledger.h"
 #include "learner/rollout_client.h"
 #include "learner/run_folder.h"
 #include "learner/run_monitor.h"
-#include "learner/sampling.h"
 #include "learner/step_message.h"
 #include "learner/trainer.h"
-#include "learner/verifier/verifier.h"
 #include "proto/run_config.pb.h"
 #include "weight_sync/publisher.h"
 
@@ -58,9 +58,6 @@ struct RunLoopParts {
   std::function<bool()> terminated;  // SIGTERM: ends before the next step is trained
 };
 
-// Sets each sample's reward, or its dropped_reason. A response that the length limit cut gets 0.
-void ScoreGroup(RewardKind kind, const Problem& problem, const Tokenizer& tokenizer, SampleGroup* group);
-
 class RunLoop {
  public:
   // Refuses settings that cannot be.
@@ -70,7 +67,7 @@ class RunLoop {
   absl::Status Run();
 
  private:
-  RunLoop(RunLoopParts parts, AdvantageKind advantage, RewardKind reward);
+  RunLoop(RunLoopParts parts, AdvantageKind advantage, std::unique_ptr<GroupRewards> rewards);
 
   absl::Status RunSteps();
   absl::Status RunStep();
@@ -84,7 +81,10 @@ class RunLoop {
   // OK with `collected` false: SIGTERM came first.
   absl::Status CollectGroups(uint64_t step, bool* collected);
   absl::Status RequestGroups(uint64_t last_step);
-  absl::Status AcceptGroup(SampleGroup group);
+  // Hands a finished group to what scores it, and accepts those that are scored.
+  absl::Status RewardGroup(SampleGroup group);
+  absl::Status AcceptRewarded();
+  void ReportRewardTrouble();
   std::vector<TrainSample> BuildBatch(uint64_t step, v1::StepSummary* summary);
   absl::Status Train(std::vector<TrainSample> samples, v1::StepSummary* summary);
   absl::Status PublishWeights(v1::StepSummary* summary);
@@ -99,7 +99,8 @@ class RunLoop {
 
   RunLoopParts parts_;
   AdvantageKind advantage_;
-  RewardKind reward_;
+  std::unique_ptr<GroupRewards> rewards_;
+  bool reward_trouble_ = false;
   DataOrder order_;
   RunPosition position_;
   uint64_t requested_steps_;  // groups of steps up to this one have been asked for

@@ -40,12 +40,12 @@ absl::Status RunLoop::EvaluateIfDue(bool at_end) {
   evaluation.rollouts = parts_.rollouts;
   evaluation.step = position_.step;
   evaluation.weights = {parts_.epoch, position_.weight_version};
-  evaluation.reward = reward_;
-  evaluation.score = [this](const Problem& problem, SampleGroup* group) {
-    ScoreGroup(reward_, problem, *parts_.tokenizer, group);
-  };
+  // Its own, so that a training group in flight and one of the evaluation are never taken for each other.
+  auto rewards = GroupRewards::Create(parts_.config.data(), parts_.run_id, parts_.tokenizer, parts_.metrics);
+  if (!rewards.ok()) return rewards.status();
+  evaluation.rewards = rewards->get();
   // With max_staleness > 0 groups of the next steps are in flight.
-  evaluation.take_other = [this](SampleGroup group) { return AcceptGroup(std::move(group)); };
+  evaluation.take_other = [this](SampleGroup group) { return RewardGroup(std::move(group)); };
   evaluation.between = [this](size_t done) -> absl::Status {
     if (parts_.terminated() || parts_.monitor->stop_requested()) return absl::CancelledError("the run is to end");
     ReportEvaluationProgress(done);

@@ -1,5 +1,6 @@
 #include "learner/sampling.h"
 
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -8,6 +9,8 @@ namespace lockstep {
 namespace {
 
 constexpr absl::Duration kPoll = absl::Milliseconds(200);
+// While a reward service has groups.
+constexpr absl::Duration kRewardPoll = absl::Milliseconds(10);
 // Groups handed out at once; bounds what waits in memory.
 constexpr size_t kMaxOutstanding = 512;
 
@@ -31,26 +34,30 @@ v1::Group MakeGroupRequest(const v1::RunConfig& config, const std::string& run_i
 }
 
 absl::Status SampleGroups(const GroupSampling& sampling) {
+  const std::vector<Problem>& problems = *sampling.problems;
   size_t submitted = 0, taken = 0;
-  while (taken < sampling.count) {
+  while (taken < problems.size()) {
     if (absl::Status status = sampling.between(taken); !status.ok()) return status;
-    for (; submitted < sampling.count && submitted - taken < kMaxOutstanding; ++submitted) {
+    for (; submitted < problems.size() && submitted - taken < kMaxOutstanding; ++submitted) {
       sampling.rollouts->Submit(sampling.make(submitted));
     }
-    auto group = sampling.rollouts->Next(kPoll);
-    if (absl::IsDeadlineExceeded(group.status())) continue;
-    if (!group.ok()) return group.status();
-    const uint64_t index = group->group_id - sampling.first_group_id;  // wraps for smaller ids
-    absl::Status status;
-    if (index < sampling.count) {
-      status = sampling.take(index, *std::move(group));
-      ++taken;
-    } else if (sampling.take_other) {
-      status = sampling.take_other(*std::move(group));
-    } else {
-      status = absl::InternalError(absl::StrCat("group ", group->group_id, " was never asked for"));
+    auto group = sampling.rollouts->Next(sampling.rewards->pending() > 0 ? kRewardPoll : kPoll);
+    if (!group.ok() && !absl::IsDeadlineExceeded(group.status())) return group.status();
+    if (group.ok()) {
+      const uint64_t index = group->group_id - sampling.first_group_id;  // wraps for smaller ids
+      if (index < problems.size()) {
+        sampling.rewards->Add(*std::move(group), problems[index]);
+      } else if (!sampling.take_other) {
+        return absl::InternalError(absl::StrCat("group ", group->group_id, " was never asked for"));
+      } else if (absl::Status status = sampling.take_other(*std::move(group)); !status.ok()) {
+        return status;
+      }
     }
-    if (!status.ok()) return status;
+    while (std::optional<SampleGroup> scored = sampling.rewards->Next(absl::ZeroDuration())) {
+      const size_t index = scored->group_id - sampling.first_group_id;
+      if (absl::Status status = sampling.take(index, *std::move(scored)); !status.ok()) return status;
+      ++taken;
+    }
   }
   return absl::OkStatus();
 }

@@ -1,4 +1,4 @@
-// A known number of groups through the rollout servers, from whoever wants them: filter, evaluation.
+// A group of each problem through the rollout servers and the rewards: filter, evaluation.
 #ifndef LOCKSTEP_LEARNER_SAMPLING_H_
 #define LOCKSTEP_LEARNER_SAMPLING_H_
 
@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "learner/dataset.h"
+#include "learner/group_rewards.h"
 #include "learner/rollout_client.h"
 #include "proto/run_config.pb.h"
 
@@ -25,9 +27,11 @@ v1::Group MakeGroupRequest(const v1::RunConfig& config, const std::string& run_i
 
 struct GroupSampling {
   RolloutClient* rollouts = nullptr;
+  GroupRewards* rewards = nullptr;
+  const std::vector<Problem>* problems = nullptr;
   uint64_t first_group_id = 0;
-  size_t count = 0;
-  std::function<v1::Group(size_t index)> make;  // with group_id first_group_id + index
+  std::function<v1::Group(size_t index)> make;  // of (*problems)[index], with group_id first_group_id + index
+  // With rewards and dropped_reasons.
   std::function<absl::Status(size_t index, SampleGroup group)> take;
   // Finished groups of someone else that the client still had in flight; empty: there can be none.
   std::function<absl::Status(SampleGroup group)> take_other;

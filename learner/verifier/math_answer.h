@@ -1,4 +1,4 @@
-// Final answers of mathematical text: finding them and comparing them after normalisation.
+// Final answers of mathematical text: finding them in a response, and comparing them by what they mean.
 #ifndef LOCKSTEP_LEARNER_VERIFIER_MATH_ANSWER_H_
 #define LOCKSTEP_LEARNER_VERIFIER_MATH_ANSWER_H_
 
@@ -8,15 +8,15 @@
 
 namespace lockstep {
 
+// Longer answers equal none.
+inline constexpr size_t kMaxAnswerBytes = 4096;
+
 // The content of the last \boxed{...} with balanced braces (\fbox too, and "\boxed 5"); else the rest of the line after
-// the last "answer is" or "answer:" (any case). Nothing where neither is there.
+// the last "answer is", "answer:" (any case) or "####". Nothing where none of them is there.
 std::optional<std::string> ExtractAnswer(std::string_view text);
 
-// One spelling for what means the same: spaces, $, \left, \right, thin spaces, \text{...} units behind the value,
-// degree and percent signs, \dfrac and \tfrac, \frac12, a leading "x =", a final period.
-std::string NormalizeAnswer(std::string_view text);
-
-// Equal after normalisation, as text or as exact numbers (1/2, 0.5, \frac{1}{2}). Answers beyond 4096 bytes equal none.
+// The same value, list, interval, matrix, equation or words, however they are written; docs/rewards.md has the table.
+// Units and a leading "x =" may be left out, two different units differ. Bounded time for any bytes.
 bool SameAnswer(std::string_view a, std::string_view b);
 
 }  // namespace lockstep

@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "learner/verifier/math_answer.h"
+#include "learner/verifier/multiple_choice.h"
 #include "learner/verifier/number.h"
 
 namespace lockstep {
@@ -24,7 +25,10 @@ absl::StatusOr<RewardKind> ParseRewardKind(std::string_view name) {
   if (name == "exact") return RewardKind::kExact;
   if (name == "numeric") return RewardKind::kNumeric;
   if (name == "math") return RewardKind::kMath;
-  return absl::InvalidArgumentError(absl::StrCat("reward is ", Quoted(name), ", must be exact, numeric or math"));
+  if (name == "multiple_choice") return RewardKind::kMultipleChoice;
+  if (name == "service") return RewardKind::kService;
+  return absl::InvalidArgumentError(
+      absl::StrCat("reward is ", Quoted(name), ", must be exact, numeric, math, multiple_choice or service"));
 }
 
 absl::StatusOr<double> Score(RewardKind kind, std::string_view response, std::string_view answer) {
@@ -44,10 +48,22 @@ absl::StatusOr<double> Score(RewardKind kind, std::string_view response, std::st
     }
     case RewardKind::kMath: {
       // Data sets hold the bare answer or a whole solution with its box.
-      const auto boxed = wanted.find("\\boxed") != std::string_view::npos ? ExtractAnswer(wanted) : std::nullopt;
+      const bool is_solution =
+          wanted.find("\\boxed") != std::string_view::npos || wanted.find("####") != std::string_view::npos;
+      const auto boxed = is_solution ? ExtractAnswer(wanted) : std::nullopt;
       const auto given = ExtractAnswer(response);
       return given && SameAnswer(*given, boxed ? std::string_view(*boxed) : wanted) ? 1.0 : 0.0;
     }
+    case RewardKind::kMultipleChoice: {
+      const auto expected = ExtractChoice(wanted);
+      if (!expected) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("the problem's answer is ", Quoted(wanted), ", reward multiple_choice needs a letter A to E"));
+      }
+      return ExtractChoice(response) == expected ? 1.0 : 0.0;
+    }
+    case RewardKind::kService:
+      return absl::InvalidArgumentError("reward service is scored by its service, not here");
   }
   return absl::InternalError("unknown reward kind");
 }

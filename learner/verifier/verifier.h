@@ -11,12 +11,14 @@
 namespace lockstep {
 
 enum class RewardKind {
-  kExact,    // response equals answer, white space at both ends aside
-  kNumeric,  // the response's last number equals the answer as an exact decimal or fraction
-  kMath,     // the last \boxed{...}, else what follows the last "answer is" / "Answer:", compared after normalisation
+  kExact,           // response equals answer, white space at both ends aside
+  kNumeric,         // the response's last number equals the answer as an exact decimal or fraction
+  kMath,            // the last \boxed{...}, else what follows the last "answer is" / "Answer:" / "####", by its meaning
+  kMultipleChoice,  // the letter A to E of the box, of "the answer is", or of the whole response
+  kService,         // scored by a reward service (learner/reward_client.h); Score refuses it
 };
 
-// "exact", "numeric", "math".
+// "exact", "numeric", "math", "multiple_choice", "service".
 absl::StatusOr<RewardKind> ParseRewardKind(std::string_view name);
 
 // 1.0 or 0.0. An error only for a bad problem: an answer that the kind cannot compare (numeric with answer "blue").

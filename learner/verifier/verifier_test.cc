@@ -1,5 +1,7 @@
 #include "learner/verifier/verifier.h"
 
+#include <chrono>
+#include <cstdio>
 #include <string>
 
 #include "gtest/gtest.h"
@@ -18,7 +20,8 @@ double ScoreOf(const char* kind, const std::string& response, const std::string&
 }
 
 TEST(Verifier, KnowsItsKinds) {
-  EXPECT_EQ(ParseRewardKind("maths").status().message(), "reward is \"maths\", must be exact, numeric or math");
+  EXPECT_EQ(ParseRewardKind("maths").status().message(),
+            "reward is \"maths\", must be exact, numeric, math, multiple_choice or service");
 }
 
 TEST(Verifier, ExactComparesWithoutOuterSpace) {
@@ -99,6 +102,119 @@ TEST(Verifier, MathTakesTheLastBoxOrTheStatedAnswer) {
     EXPECT_EQ(ScoreOf("math", c.response, c.answer), c.score) << c.response << " / " << c.answer;
 }
 
+TEST(Verifier, MathComparesWhatAnswersMean) {
+  const Case cases[] = {
+      {"2\\sqrt{3}", "\\sqrt{12}", 1},
+      {"\\frac{\\sqrt{3}}{3}", "\\frac{1}{\\sqrt{3}}", 1},
+      {"\\sqrt[3]{8}", "2", 1},
+      {"\\sqrt{2}", "1.41421", 0},
+      {"x^2+2x+1", "(x+1)^2", 1},
+      {"x^2+2x+2", "(x+1)^2", 0},
+      {"(x-2)(x+2)(x^2+4)(x^4+16)", "(x^4+16)(x^2+4)(x+2)(x-2)", 1},
+      {"|x|", "x", 0},
+      {"\\sqrt{x^2}", "|x|", 1},
+      {"\\frac{1}{x-1}", "-\\frac{1}{1-x}", 1},
+      {"\\cos x / \\sin x", "\\cot x", 1},
+      {"1 - \\cos^2 y", "\\sin^2 y", 1},
+      {"\\sin^{-1} 1", "\\frac{\\pi}{2}", 1},
+      {"\\log_2 8", "3", 1},
+      {"\\log 100", "2", 1},
+      {"5!", "120", 1},
+      {"\\binom{6}{3}", "20", 1},
+      {"\\lfloor \\pi \\rfloor", "3", 1},
+      {"i^2", "-1", 1},
+      {"(1+2i)(1-2i)", "5", 1},
+      {"e^{i\\pi}", "-1", 1},
+      {"2^{-3}", "0.125", 1},
+      {"6.72\\times10^{-5}", ".0000672", 1},
+      {"2^{100}", "1267650600228229401496703205376", 1},
+      {"2^{100}+1", "1267650600228229401496703205376", 0},
+      {"10^{300}+1", "10^{300}", 0},
+      {"0.333333333333", "1/3", 0},
+      {"1\\frac{4}{5}", "\\frac{9}{5}", 1},
+      {"1 4/5", "1.8", 1},
+      {"14/5", "1\\frac{4}{5}", 0},
+      {"\\frac{1}{0}", "\\frac{2}{0}", 0},
+      {"1,2", "2, 1", 1},
+      {"\\{1, 2\\}", "2 \\text{ and } 1", 1},
+      {"1, 2, 2", "1, 2", 0},
+      {"(1,2)", "1,2", 0},
+      {"[1,2)", "(1,2)", 0},
+      {"100,200", "200, 100", 1},
+      {"3 \\pm 2\\sqrt{2}", "3-\\sqrt{8}, 3+\\sqrt{8}", 1},
+      {"\\pm 3", "3", 0},
+      {"(-\\infty, 2) \\cup (3, \\infty)", "(3,\\infty)\\cup(-\\infty,2)", 1},
+      {"x < 2", "(-\\infty, 2)", 1},
+      {"-2 \\le x \\le 7", "x \\in [-2,7]", 1},
+      {"-2 < x \\le 7", "[-2,7]", 0},
+      {"7 \\ge x \\ge -2", "[-2,7]", 1},
+      {"\\begin{bmatrix} -1/3 \\\\ 2/3 \\end{bmatrix}", "\\begin{pmatrix} -\\frac13 \\\\ \\frac23 \\end{pmatrix}", 1},
+      {"\\begin{pmatrix} 1 & 2 \\end{pmatrix}", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", 0},
+      {"\\left[\\begin{array}{cc} 1 & 2 \\\\ 3 & 4 \\end{array}\\right]", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}",
+       1},
+      {"y = 2x+3", "2x+3", 1},
+      {"2x - y = -3", "y = 2x + 3", 1},
+      {"y = -2x", "y = 2x", 0},
+      {"x = 5", "y = 5", 0},
+      {"20\\%", "0.2", 1},
+      {"20\\%", "20", 1},
+      {"20\\%", "2", 0},
+      {"5\\text{ cm}", "5\\text{ centimeters}", 1},
+      {"5\\text{ cm}", "5\\text{ m}", 0},
+      {"5\\text{ cm}", "5\\text{ cm}^2", 1},
+      {"\\$32{,}348", "32348 dollars", 1},
+      {"52_8", "52_{8}", 1},
+      {"52_8", "52_9", 0},
+      {"9:24", "9:25", 0},
+      {"05:00", "5:00", 1},
+      {"8:34 \\text{ a.m.}", "8\\!:\\!34 \\text{ p.m.}", 0},
+      {"8:34 PM", "8\\!:\\!34 \\text{ p.m.}", 1},
+      {"\\text{East}", "east", 1},
+      {"seat", "east", 0},
+      {"\\text{(C)}", "C", 1},
+      {"ba", "ab", 1},
+      {"\\text{no real solutions}", "No real solutions.", 1},
+      {"\\theta", "\\alpha", 0},
+      {"x_1 + x_2", "x_{2} + x_{1}", 1},
+      {"\\frac\\pi 2", "\u03c0/2", 1},
+  };
+  for (const Case& c : cases) {
+    EXPECT_EQ(ScoreOf("math", std::string("\\boxed{") + c.response + "}", c.answer), c.score)
+        << c.response << " / " << c.answer;
+  }
+  EXPECT_EQ(ScoreOf("math", "so 3*4=12\n#### 12", "She has 3*4=12.\n#### 12"), 1);
+  EXPECT_EQ(ScoreOf("math", "**Answer:** 12", "12"), 1);
+}
+
+TEST(Verifier, MultipleChoiceTakesAStatedLetter) {
+  const Case cases[] = {
+      {"B", "B", 1},
+      {"(B)", "B", 1},
+      {"b.", "B", 1},
+      {"**B**", "B", 1},
+      {"B) 12", "(B)", 1},
+      {"the answer is B", "B", 1},
+      {"The answer is (B), because C is too large.", "B", 1},
+      {"\\boxed{\\text{B}}", "B", 1},
+      {"\\boxed{\\text{(B)}}", "\\text{(B)}", 1},
+      {"\\boxed{\\textbf{(B) }12}", "B", 1},
+      {"A is wrong.\n\nB", "B", 1},
+      {"so \\boxed{C}, or B", "B", 0},
+      {"The answer is a bit unclear", "A", 0},
+      {"A and B", "A", 0},
+      {"A, B", "A", 0},
+      {"Because", "B", 0},
+      {"I think B fits best here", "B", 0},
+      {"F", "B", 0},
+      {"", "B", 0},
+  };
+  for (const Case& c : cases) {
+    EXPECT_EQ(ScoreOf("multiple_choice", c.response, c.answer), c.score) << c.response << " / " << c.answer;
+  }
+  EXPECT_EQ(Score(RewardKind::kMultipleChoice, "B", "12").status().message(),
+            "the problem's answer is \"12\", reward multiple_choice needs a letter A to E");
+}
+
 TEST(Verifier, RefusesAProblemThatCannotBeCompared) {
   EXPECT_EQ(Score(RewardKind::kNumeric, "1", "blue").status().message(),
             "the problem's answer is \"blue\", reward numeric needs a number");
@@ -126,6 +242,113 @@ TEST(Verifier, HostileResponsesAreJustWrong) {
   std::string nested;
   for (int i = 0; i < 100000; ++i) nested += "\\frac{";
   EXPECT_EQ(ScoreOf("math", "\\boxed{" + nested + std::string(100000, '}') + "}", "7"), 0);
+}
+
+// Answers of the longest length that is read at all, each the worst of its kind: no stack, no time.
+TEST(Verifier, HostileAnswersAreWrongInBoundedTime) {
+  const auto repeat = [](const std::string& part) {
+    std::string text;
+    while (text.size() + part.size() <= kMaxAnswerBytes) text += part;
+    return text;
+  };
+  const auto nest = [](const std::string& open, const std::string& close) {
+    std::string text;
+    const size_t depth = kMaxAnswerBytes / (open.size() + close.size()) - 1;
+    for (size_t i = 0; i < depth; ++i) text += open;
+    text += "7";
+    for (size_t i = 0; i < depth; ++i) text += close;
+    return text;
+  };
+  const std::string answers[] = {"9^9^9^9",
+                                 "9^{9^{9^{9}}}",
+                                 "9^{-9^{9^9}}",
+                                 "(1/3)^{99999999999999999999}",
+                                 "99999!",
+                                 "250!!!!",
+                                 "1e999",
+                                 "1e-999",
+                                 "0^0",
+                                 "0^{-1}",
+                                 "1/0",
+                                 "\\frac{0}{0}",
+                                 "\\log 0",
+                                 "\\tan\\frac{\\pi}{2}",
+                                 "\\sqrt[0]{5}",
+                                 "x^{x^{x^x}}",
+                                 "nan",
+                                 "inf",
+                                 "NaN",
+                                 "\\infty-\\infty",
+                                 "\\binom{99999999}{50000000}",
+                                 "\\binom{2000}{1000}",
+                                 "2^{2047}\\cdot2^{2047}",
+                                 repeat("1/3+"),
+                                 repeat("3^"),
+                                 repeat("-"),
+                                 repeat("1,"),
+                                 repeat("x,"),
+                                 repeat("\\pm"),
+                                 repeat("|"),
+                                 repeat("|x"),
+                                 repeat("\\frac"),
+                                 repeat("\\frac1"),
+                                 repeat("\\sqrt"),
+                                 repeat("\\sin"),
+                                 repeat("!"),
+                                 repeat("5!"),
+                                 repeat("{"),
+                                 repeat("}"),
+                                 repeat("("),
+                                 repeat("\\text{"),
+                                 repeat("\\left("),
+                                 repeat("\\begin{pmatrix}"),
+                                 repeat("&"),
+                                 repeat("\\\\"),
+                                 repeat("="),
+                                 repeat("x="),
+                                 repeat("\\cup"),
+                                 repeat("<"),
+                                 repeat(":"),
+                                 repeat("^\\circ"),
+                                 repeat("%"),
+                                 repeat("1\\%"),
+                                 repeat("_"),
+                                 repeat("x_"),
+                                 repeat("\xff"),
+                                 repeat("\\"),
+                                 repeat("1.1"),
+                                 repeat("(x+1/7)^{31}"),
+                                 repeat("(x+y+1/7)^{2}*"),
+                                 repeat("\\frac{1}{97}\\cdot"),
+                                 repeat("1e99+"),
+                                 repeat("\\text{a b}"),
+                                 repeat("or "),
+                                 nest("{", "}"),
+                                 nest("(", ")"),
+                                 nest("\\{", "\\}"),
+                                 nest("\\sqrt{", "}"),
+                                 nest("\\frac{1}{", "}"),
+                                 nest("|", "|"),
+                                 nest("\\text{", "}"),
+                                 nest("2^{", "}"),
+                                 nest("(1,", ")"),
+                                 nest("\\lfloor ", "\\rfloor "),
+                                 nest("\\{1,", "\\}"),
+                                 nest("\\begin{pmatrix}", "\\end{pmatrix}"),
+                                 std::string(kMaxAnswerBytes, '9'),
+                                 std::string(kMaxAnswerBytes, '\0')};
+  const auto start = std::chrono::steady_clock::now();
+  size_t right = 0;
+  for (const std::string& a : answers) {
+    for (const char* b : {"7", "0", "x", "1, 2", "(1,2)", "\\begin{pmatrix}1\\end{pmatrix}", "y=7x"}) {
+      right += SameAnswer(a, b) + SameAnswer(b, a);
+      if (SameAnswer(a, b)) std::printf("%.60s equals %s\n", a.c_str(), b);
+    }
+    EXPECT_FALSE(SameAnswer(a, a + "0") && SameAnswer(a, a + "1")) << a.substr(0, 60);
+  }
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  EXPECT_LT(seconds.count(), 60);  // seconds under a sanitizer, a fraction of one otherwise
+  std::printf("%.2f s, %zu accepted\n", seconds.count(), right);
 }
 
 TEST(Number, ComparesAcrossSpellings) {
