@@ -261,7 +261,6 @@ std::string EvaluationSettingsDigest(const v1::RunConfig& config) {
   *relevant.mutable_data() = config.data();
   *relevant.mutable_algorithm() = config.algorithm();
   *relevant.mutable_learner() = config.learner();
-  relevant.mutable_learner()->clear_addresses();
   relevant.mutable_learner()->clear_threads();
   *relevant.mutable_eval() = config.eval();
   relevant.mutable_rollout()->set_dtype(config.rollout().dtype());

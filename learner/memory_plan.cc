@@ -197,13 +197,11 @@ uint64_t WeightsBytes(const ModelConfig& model, DType dtype) {
 absl::StatusOr<MemoryPlan> PlanMemory(const MemoryInputs& in) {
   MemoryPlan plan;
   const bool trains = in.mode == LearnerMode::kReinforce || in.mode == LearnerMode::kPretrain;
-  if (in.config.learner().addresses().empty()) {
-    ProcessMemory learner;
-    learner.name = "learner";
-    if (trains) learner = TrainingLearner(in);
-    AddProcessPools(in, in.data_bytes, &learner);
-    plan.processes.push_back(std::move(learner));
-  }
+  ProcessMemory learner;
+  learner.name = "learner";
+  if (trains) learner = TrainingLearner(in);
+  AddProcessPools(in, in.data_bytes, &learner);
+  plan.processes.push_back(std::move(learner));
   if (in.mode != LearnerMode::kPretrain && in.config.rollout().addresses().empty()) {
     auto server = RolloutServerProcess(in);
     if (!server.ok()) return server.status();
