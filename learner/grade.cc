@@ -114,7 +114,7 @@ absl::StatusOr<GradeSummary> GradeFile(const std::string& path, const std::strin
     Json object = Json::parse(line, nullptr, /*allow_exceptions=*/false);
     if (object.is_discarded()) return error("not JSON");
     const auto reward = GradeLine(object, kind);
-    if (!reward.ok()) return error(reward.status().message());
+    if (!reward.ok()) return error(std::string(reward.status().message()));
     ++summary.lines;
     summary.right += *reward == 1;
     summary.reward_sum += *reward;

@@ -79,7 +79,7 @@ bool IsRelation(const Token& t) {
   return t.Symbol("=") || t.Symbol("<") || t.Symbol(">") || t.Command("le") || t.Command("ge");
 }
 
-// A variable, x_1, \theta, f(x), or words, as they stand left of "=".
+// A variable, x_1, \theta, f(x), f(2), or words, as they stand left of "=".
 bool IsName(Tokens t) {
   if (t.empty()) return false;
   if (t.size() == 1)
@@ -87,7 +87,8 @@ bool IsName(Tokens t) {
   if (t[0].kind == TokenKind::kText) return true;
   if (t[0].kind != TokenKind::kLetter) return false;
   if (t[1].Symbol("_")) return t.size() == 3 || (t[2].Symbol("{") && IsEnclosed(t.subspan(2)));
-  return t[1].Symbol("(") && t.size() == 4 && t[2].kind == TokenKind::kLetter && t[3].Symbol(")");
+  return t[1].Symbol("(") && t.size() == 4 && (t[2].kind == TokenKind::kLetter || t[2].kind == TokenKind::kNumber) &&
+         t[3].Symbol(")");
 }
 
 Answer Parse(Tokens tokens, int depth);
