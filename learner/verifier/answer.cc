@@ -284,17 +284,29 @@ std::optional<Answer> ParseStructure(Tokens tokens, int depth) {
   return ParseValue(tokens);
 }
 
-Answer Parse(Tokens tokens, int depth) {
-  while (!tokens.empty() && (tokens.back().Symbol(".") || tokens.back().Symbol(",") || tokens.back().Symbol(";"))) {
-    tokens = tokens.first(tokens.size() - 1);
+// Takes off what has no meaning around an answer: the end of a sentence, and braces.
+Tokens StripOutside(Tokens tokens) {
+  for (int braces = 0; !tokens.empty();) {
+    const Token& last = tokens.back();
+    if (last.Symbol(".") || last.Symbol(",") || last.Symbol(";")) {
+      tokens = tokens.first(tokens.size() - 1);
+    } else if (last.Symbol("}") && tokens.front().Symbol("{") && ++braces <= kMaxDepth && IsEnclosed(tokens)) {
+      tokens = tokens.subspan(1, tokens.size() - 2);
+    } else {
+      break;
+    }
   }
+  return tokens;
+}
+
+Answer Parse(Tokens tokens, int depth) {
+  tokens = StripOutside(tokens);
   Answer outer;
   const Tokens bare = StripUnits(tokens, &outer);
   Answer answer;
   if (depth < kMaxDepth && !bare.empty()) {
     if (auto structure = ParseStructure(bare, depth + 1)) answer = *std::move(structure);
   }
-  if (answer.kind == Answer::Kind::kText) answer.is_name = false;
   if (answer.unit.empty()) answer.unit = outer.unit;
   answer.percent = answer.percent || outer.percent;
   if (answer.kind != Answer::Kind::kInfinity)
