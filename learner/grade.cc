@@ -42,13 +42,13 @@ class OutputFile {
  public:
   explicit OutputFile(std::string path) : path_(std::move(path)), temporary_(absl::StrCat(path_, ".tmp.", getpid())) {
     file_.reset(std::fopen(temporary_.c_str(), "wbe"));
+    open_error_ = errno;
   }
   ~OutputFile() {
-    if (!done_ && opened_) unlink(temporary_.c_str());
+    if (!done_ && file_ != nullptr) unlink(temporary_.c_str());
   }
   absl::Status Write(const std::string& bytes) {
-    if (file_ == nullptr) return ErrnoStatus(errno, "cannot write", temporary_);
-    opened_ = true;
+    if (file_ == nullptr) return ErrnoStatus(open_error_, "cannot write", temporary_);
     if (std::fwrite(bytes.data(), 1, bytes.size(), file_.get()) == bytes.size()) return absl::OkStatus();
     return ErrnoStatus(errno, "cannot write", path_);
   }
@@ -65,7 +65,8 @@ class OutputFile {
  private:
   std::string path_, temporary_;
   File file_;
-  bool opened_ = false, done_ = false;
+  int open_error_ = 0;
+  bool done_ = false;
 };
 
 absl::StatusOr<double> GradeLine(const Json& object, RewardKind kind) {

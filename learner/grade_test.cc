@@ -70,7 +70,11 @@ TEST_F(GradeTest, AnErrorLeavesNoTemporaryFile) {
   EXPECT_FALSE(GradeFile(folder + "/in.jsonl", folder + "/out.jsonl", RewardKind::kMath).ok());
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder), {}), 1);
   EXPECT_FALSE(GradeFile(folder + "/missing.jsonl", folder + "/out.jsonl", RewardKind::kMath).ok());
-  EXPECT_FALSE(GradeFile(folder + "/in.jsonl", folder + "/no/folder/out.jsonl", RewardKind::kMath).ok());
+  std::ofstream(folder + "/bad.jsonl") << "nonsense\n";
+  EXPECT_FALSE(GradeFile(folder + "/bad.jsonl", folder + "/out.jsonl", RewardKind::kMath).ok());
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder), {}), 2);
+  const auto nowhere = GradeFile(folder + "/in.jsonl", folder + "/no/folder/out.jsonl", RewardKind::kMath);
+  EXPECT_NE(nowhere.status().message().find("No such file or directory"), std::string::npos) << nowhere.status();
   EXPECT_FALSE(GradeFile(folder, folder + "/out.jsonl", RewardKind::kMath).ok());
 }
 

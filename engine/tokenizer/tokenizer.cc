@@ -228,7 +228,7 @@ absl::Status Tokenizer::Impl::LoadAddedTokens(const json& root) {
     if (known == vocab.end() && !bytes[index].empty())
       return Bad(path, absl::StrCat("id ", index, " is used by two tokens"));
     vocab.emplace(*content, token.id);
-    bytes[index] = *content;
+    bytes[index] = BytesOfToken(*content);  // the reference's decoder reads added tokens in the byte alphabet too
     special.resize(bytes.size());
     special[index] = *is_special;
     token.single_word = *single_word;

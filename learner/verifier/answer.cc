@@ -79,7 +79,7 @@ bool IsRelation(const Token& t) {
   return t.Symbol("=") || t.Symbol("<") || t.Symbol(">") || t.Command("le") || t.Command("ge");
 }
 
-// A variable, x_1, \theta, f(x), or words, as they stand left of "=".
+// A variable, x_1, \theta, f(x), f(2), or words, as they stand left of "=".
 bool IsName(Tokens t) {
   if (t.empty()) return false;
   if (t.size() == 1)
@@ -87,7 +87,8 @@ bool IsName(Tokens t) {
   if (t[0].kind == TokenKind::kText) return true;
   if (t[0].kind != TokenKind::kLetter) return false;
   if (t[1].Symbol("_")) return t.size() == 3 || (t[2].Symbol("{") && IsEnclosed(t.subspan(2)));
-  return t[1].Symbol("(") && t.size() == 4 && t[2].kind == TokenKind::kLetter && t[3].Symbol(")");
+  return t[1].Symbol("(") && t.size() == 4 && (t[2].kind == TokenKind::kLetter || t[2].kind == TokenKind::kNumber) &&
+         t[3].Symbol(")");
 }
 
 Answer Parse(Tokens tokens, int depth);
@@ -283,17 +284,29 @@ std::optional<Answer> ParseStructure(Tokens tokens, int depth) {
   return ParseValue(tokens);
 }
 
-Answer Parse(Tokens tokens, int depth) {
-  while (!tokens.empty() && (tokens.back().Symbol(".") || tokens.back().Symbol(",") || tokens.back().Symbol(";"))) {
-    tokens = tokens.first(tokens.size() - 1);
+// Takes off what has no meaning around an answer: the end of a sentence, and braces.
+Tokens StripOutside(Tokens tokens) {
+  for (int braces = 0; !tokens.empty();) {
+    const Token& last = tokens.back();
+    if (last.Symbol(".") || last.Symbol(",") || last.Symbol(";")) {
+      tokens = tokens.first(tokens.size() - 1);
+    } else if (last.Symbol("}") && tokens.front().Symbol("{") && ++braces <= kMaxDepth && IsEnclosed(tokens)) {
+      tokens = tokens.subspan(1, tokens.size() - 2);
+    } else {
+      break;
+    }
   }
+  return tokens;
+}
+
+Answer Parse(Tokens tokens, int depth) {
+  tokens = StripOutside(tokens);
   Answer outer;
   const Tokens bare = StripUnits(tokens, &outer);
   Answer answer;
   if (depth < kMaxDepth && !bare.empty()) {
     if (auto structure = ParseStructure(bare, depth + 1)) answer = *std::move(structure);
   }
-  if (answer.kind == Answer::Kind::kText) answer.is_name = false;
   if (answer.unit.empty()) answer.unit = outer.unit;
   answer.percent = answer.percent || outer.percent;
   if (answer.kind != Answer::Kind::kInfinity)
