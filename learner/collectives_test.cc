@@ -24,12 +24,14 @@ class CollectivesTest : public testing::TestWithParam<int> {
   // Runs `body` once a rank, each on a thread with its own member of the group.
   void OnAllRanks(int world_size, const std::function<void(Collectives&)>& body) {
     std::vector<std::thread> threads;
+    // A new group each time: under an old prefix the table still has the addresses of the members before.
+    const std::string prefix = absl::StrCat("test", groups_++);
     for (int rank = 0; rank < world_size; ++rank) {
       threads.emplace_back([&, rank] {
         auto collectives = MakeGlooCollectives({.rank = rank,
                                                 .world_size = world_size,
                                                 .rank0_address = listening_.address,
-                                                .prefix = "test",
+                                                .prefix = prefix,
                                                 .connect_timeout = absl::Seconds(30)});
         ASSERT_TRUE(collectives.ok()) << collectives.status();
         body(**collectives);
@@ -38,6 +40,7 @@ class CollectivesTest : public testing::TestWithParam<int> {
     for (std::thread& thread : threads) thread.join();
   }
 
+  int groups_ = 0;
   RendezvousService service_{std::make_shared<RendezvousTable>()};
   ListeningServer listening_;
 };
