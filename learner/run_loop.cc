@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "engine/base/log.h"
+#include "learner/step_figures.h"
 
 namespace lockstep {
 namespace {
@@ -57,6 +58,7 @@ RunLoop::RunLoop(RunLoopParts parts, AdvantageKind advantage, RewardKind reward)
       requested_steps_(position_.step) {}
 
 absl::StatusOr<RunLoop> RunLoop::Create(RunLoopParts parts) {
+  ResolveAlgorithm(parts.config.mutable_algorithm());
   const v1::RunConfig& config = parts.config;
   if (config.trainer().prompts_per_step() == 0 || config.rollout().n() == 0) {
     return absl::InvalidArgumentError("trainer.prompts_per_step and rollout.n must be at least 1");
@@ -260,25 +262,7 @@ absl::Status RunLoop::Train(std::vector<TrainSample> samples, v1::StepSummary* s
   if (absl::Status status = parts_.ranks->Send(message); !status.ok()) return status;
   auto metrics = parts_.trainer->Step(std::move(message.samples), message.updates);
   if (!metrics.ok()) return metrics.status();
-  const MismatchStats& mismatch = metrics->mismatch;
-  summary->set_kl_k1(mismatch.Mean(mismatch.k1_sum));
-  summary->set_kl_k2(mismatch.Mean(mismatch.k2_sum));
-  summary->set_kl_k3(mismatch.Mean(mismatch.k3_sum));
-  summary->set_mean_abs_log_ratio(mismatch.Mean(mismatch.abs_sum));
-  summary->set_max_abs_log_ratio(mismatch.abs_max);
-  summary->set_entropy(mismatch.Mean(mismatch.entropy_sum));
-  summary->set_loss(metrics->objective.loss / metrics->updates);
-  summary->set_grad_norm(metrics->grad_norm);
-  summary->set_loss_scale(metrics->loss_scale);
-  summary->set_skipped(metrics->skipped == metrics->updates);
-  summary->set_clip_fraction(metrics->objective.ClipFraction());
-  summary->set_effective_sample_size(metrics->objective.EffectiveSampleSize());
-  auto& seconds = *summary->mutable_seconds();
-  seconds["forward_backward"] = metrics->forward_backward_seconds;
-  seconds["reduce"] = metrics->reduce_seconds;
-  seconds["optimizer"] = metrics->optimizer_seconds;
-  const double train_seconds = metrics->forward_backward_seconds + metrics->reduce_seconds + metrics->optimizer_seconds;
-  summary->set_train_tokens_per_second(metrics->tokens / std::max(1e-9, train_seconds));
+  FillStepFigures(*metrics, summary);
   if (!summary->skipped()) ++position_.weight_version;
   ExportMetrics(*summary, *metrics);
   return absl::OkStatus();
@@ -362,21 +346,7 @@ void RunLoop::ExportMetrics(const v1::StepSummary& summary, const TrainMetrics& 
   registry.Gauge("rl_learner_step").Set(static_cast<double>(summary.step()));
   registry.Counter("rl_learner_steps_total", {{"outcome", summary.skipped() ? "skipped_nonfinite" : "committed"}})
       .Increment();
-  registry.Counter("rl_learner_nonfinite_gradients_total").Increment(metrics.skipped);
-  registry.Counter("rl_learner_tokens_total").Increment(metrics.objective.tokens);
-  registry.Gauge("rl_learner_mismatch_kl_nats").Set(summary.kl_k1());
-  registry.Gauge("rl_learner_logprob_abs_diff_max").Set(summary.max_abs_log_ratio());
-  registry.Counter("rl_learner_is_weight_clipped_tokens_total", {{"side", "low"}})
-      .Increment(metrics.objective.clipped_low);
-  registry.Counter("rl_learner_is_weight_clipped_tokens_total", {{"side", "high"}})
-      .Increment(metrics.objective.clipped_high);
-  registry.Counter("rl_learner_masked_tokens_total", {{"reason", "importance_weight"}})
-      .Increment(metrics.objective.masked);
-  registry.Gauge("rl_learner_effective_sample_size_ratio").Set(summary.effective_sample_size());
-  registry.Gauge("rl_learner_loss", {{"term", "policy"}}).Set(summary.loss());
-  registry.Gauge("rl_learner_loss", {{"term", "total"}}).Set(summary.loss());
-  registry.Gauge("rl_learner_entropy_nats").Set(summary.entropy());
-  registry.Gauge("rl_learner_grad_norm").Set(summary.grad_norm());
+  ExportStepFigures(summary, metrics, registry);
   registry.Gauge("rl_learner_loss_scale").Set(parts_.trainer->loss_scaler().scale());
   registry.Gauge("rl_orchestrator_generation_epoch").Set(static_cast<double>(parts_.epoch));
 }
