@@ -315,6 +315,7 @@ v1::RunConfig DefaultRunConfig() {
   algorithm->set_advantage("auto");
   algorithm->set_aggregation("auto");
   algorithm->set_old_log_prob("recompute");
+  algorithm->set_dynamic_sampling_max_batches(10);
   auto* learner = config.mutable_learner();
   learner->set_world_size(1);
   learner->set_dtype("fp16");

@@ -85,6 +85,7 @@ absl::Status CheckRanges(const v1::RunConfig& c) {
            AtLeast("algorithm.clip_high", c.algorithm().clip_high(), 0),
            AtLeast("algorithm.is_low", c.algorithm().is_low(), 0),
            AtLeast("algorithm.kl_beta", c.algorithm().kl_beta(), 0),
+           Within("algorithm.dynamic_sampling_max_batches", c.algorithm().dynamic_sampling_max_batches(), 1, 1000),
            AtLeast("learner.world_size", c.learner().world_size(), 1),
            AtLeast("learner.lr", c.learner().lr(), 0),
            Within("learner.beta1", c.learner().beta1(), 0, 0.999999),
@@ -174,6 +175,9 @@ absl::Status ValidateRunConfig(const v1::RunConfig& given) {
   if (c.trainer().prompts_per_step() % c.trainer().updates_per_step() != 0) {
     return Combination(absl::StrCat("trainer.updates_per_step: ", c.trainer().updates_per_step(),
                                     " does not divide trainer.prompts_per_step ", c.trainer().prompts_per_step()));
+  }
+  if (c.algorithm().dynamic_sampling() && c.rollout().n() < 2) {
+    return Combination("algorithm.dynamic_sampling: needs rollout.n >= 2: one sample alone never has an advantage");
   }
   if (c.rollout().n() < 2 && c.algorithm().advantage() == "mean_std") {
     return Combination("algorithm.advantage: 'mean_std' needs rollout.n >= 2");

@@ -126,6 +126,8 @@ TEST(ConfigTest, RefusesEachBadFileInOneLineWithPlaceAndWayOut) {
       {"algorithm: {name: grpo_token_tis, old_log_prob: rollout}\n",
        "run.yaml: algorithm.old_log_prob: 'rollout' makes the weight pi_old / mu of 'grpo_token_tis' always 1; use "
        "recompute, or grpo"},
+      {"algorithm: {dynamic_sampling: true}\nrollout: {n: 1}\n",
+       "run.yaml: algorithm.dynamic_sampling: needs rollout.n >= 2: one sample alone never has an advantage"},
       {"algorithm: {kl_beta: -1}\n", "run.yaml: algorithm.kl_beta: -1 is too small; use at least 0"},
       {"trainer: {prompts_per_step: 10, updates_per_step: 3}\n",
        "run.yaml: trainer.updates_per_step: 3 does not divide trainer.prompts_per_step 10"},

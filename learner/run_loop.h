@@ -4,6 +4,8 @@
 // position g of the data order. Both are pure functions of s, so a resumed run continues exactly. Groups are accepted
 // by the ledger as they finish and sorted before they are used: no result depends on arrival.
 //
+// Dynamic sampling adds groups to a step whose first ones teach nothing: learner/dynamic_sampling.h.
+//
 // max_staleness k > 0: the groups of steps s + 1 .. s + k are handed out before step s trains. A group's tokens are
 // then at most k weight versions older than the weights that train on them.
 #ifndef LOCKSTEP_LEARNER_RUN_LOOP_H_
@@ -20,6 +22,7 @@
 #include "engine/tokenizer/tokenizer.h"
 #include "learner/advantage.h"
 #include "learner/dataset.h"
+#include "learner/dynamic_sampling.h"
 #include "learner/ledger.h"
 #include "learner/rollout_client.h"
 #include "learner/run_folder.h"
@@ -75,7 +78,11 @@ class RunLoop {
   absl::Status RunStep();
   // OK with `collected` false: SIGTERM came first.
   absl::Status CollectGroups(uint64_t step, bool* collected);
+  absl::Status WaitForGroups(uint64_t begin, uint64_t end, bool* collected);
   absl::Status RequestGroups(uint64_t last_step);
+  absl::Status RequestGroup(uint64_t group_id);
+  // Those of the step that are here, ascending by id.
+  std::vector<const SampleGroup*> GroupsOf(uint64_t step) const;
   absl::Status AcceptGroup(SampleGroup group);
   std::vector<TrainSample> BuildBatch(uint64_t step, v1::StepSummary* summary);
   absl::Status Train(std::vector<TrainSample> samples, v1::StepSummary* summary);
@@ -88,11 +95,16 @@ class RunLoop {
   void ReportProgress();
   bool RewardReached(double reward_mean);
   uint64_t FirstGroup(uint64_t step) const { return (step - 1) * parts_.config.trainer().prompts_per_step(); }
+  uint64_t FirstExtra(uint64_t step) const { return kFirstExtraGroup + (step - 1) * extra_per_step_; }
+  uint64_t StepOf(uint64_t group_id) const;
+  uint64_t ProblemOf(uint64_t group_id);
 
   RunLoopParts parts_;
   AdvantageKind advantage_;
   RewardKind reward_;
   DataOrder order_;
+  DataOrder extra_order_;          // of the groups that dynamic sampling adds
+  const uint64_t extra_per_step_;  // at most
   RunPosition position_;
   uint64_t requested_steps_;  // groups of steps up to this one have been asked for
   uint64_t checkpointed_step_ = UINT64_MAX;

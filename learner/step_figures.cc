@@ -72,8 +72,9 @@ void ExportStepFigures(const v1::StepSummary& summary, const TrainMetrics& metri
   registry.Gauge("rl_learner_effective_sample_size_ratio").Set(summary.effective_sample_size());
 
   registry.Gauge("rl_learner_mismatch_kl_nats").Set(summary.kl_k1());
-  registry.Gauge("rl_learner_mismatch_kl_k2_nats").Set(summary.kl_k2());
-  registry.Gauge("rl_learner_mismatch_kl_k3_nats").Set(summary.kl_k3());
+  registry.Gauge("rl_learner_mismatch_kl_estimate_nats", {{"estimator", "k1"}}).Set(summary.kl_k1());
+  registry.Gauge("rl_learner_mismatch_kl_estimate_nats", {{"estimator", "k2"}}).Set(summary.kl_k2());
+  registry.Gauge("rl_learner_mismatch_kl_estimate_nats", {{"estimator", "k3"}}).Set(summary.kl_k3());
   registry.Gauge("rl_learner_logprob_abs_diff_mean").Set(summary.mean_abs_log_ratio());
   registry.Gauge("rl_learner_logprob_abs_diff_max").Set(summary.max_abs_log_ratio());
   registry.Gauge("rl_learner_probability_diff", {{"bound", "max"}}).Set(summary.max_probability_difference());
