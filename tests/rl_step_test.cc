@@ -286,10 +286,13 @@ TEST_F(RlStepTest, DynamicSamplingReplacesGroupsWithoutSignalAndAKillChangesNoth
 TEST_F(RlStepTest, AKlPenaltyKeepsItsReferenceOverAResume) {
   more_algorithm_ = "kl_beta: 0.05";
   WriteConfig("clean", "rl.jsonl", kBase, 4, 1);
-  auto server = StartServer("clean", 0);
-  const std::string address = ServerAddress("clean", 0);
-  ASSERT_EQ(StartLearner("clean", address)->Wait(), 0) << Log("clean.log");
+  {
+    auto server = StartServer("clean", 0);
+    ASSERT_EQ(StartLearner("clean", ServerAddress("clean", 0))->Wait(), 0) << Log("clean.log");
+  }
   WriteConfig("stopped", "rl.jsonl", kBase, 2, 1);
+  auto server = StartServer("stopped", 0);
+  const std::string address = ServerAddress("stopped", 0);
   ASSERT_EQ(StartLearner("stopped", address)->Wait(), 0) << Log("stopped.log");
   WriteConfig("stopped", "rl.jsonl", kBase, 4, 1);
   ASSERT_EQ(StartLearner("stopped", address, {"--resume"})->Wait(), 0) << Log("stopped.log");
