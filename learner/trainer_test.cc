@@ -275,6 +275,7 @@ TEST(TrainerTest, TheKlPenaltyHoldsThePolicyAtItsReference) {
   double kl[2];
   for (int strong = 0; strong < 2; ++strong) {
     TrainerOptions options = Options(DType::kF16);
+    options.learner.set_lr(1e-4f);
     options.algorithm.set_kl_beta(strong ? 10.0f : 1e-6f);
     auto trainer = MakeFresh(options, single.get());
     auto metrics = trainer->Step(samples, 1);
@@ -286,7 +287,7 @@ TEST(TrainerTest, TheKlPenaltyHoldsThePolicyAtItsReference) {
     EXPECT_GT(kl[strong], 0);
     EXPECT_GT(metrics->objective.kl_loss, 0);
   }
-  EXPECT_LT(kl[1], 0.5 * kl[0]);
+  EXPECT_LT(kl[1], 0.1 * kl[0]);
 }
 
 class TwoRanks {
