@@ -153,7 +153,6 @@ absl::Status LoadInitialWeights(const LearnerSetup& setup, Trainer& trainer) {
     return status;
   }
   trainer.RefreshWeights();
-  if (trainer.needs_reference()) trainer.CaptureReference();
   return absl::OkStatus();
 }
 

@@ -110,6 +110,7 @@ struct Trainer::Impl {
   absl::Status Update(std::span<const TrainSample> samples, TrainMetrics* metrics);
   absl::Status ReduceAndStep(TrainMetrics* metrics);
   absl::Status ReduceMetrics(TrainMetrics* metrics);
+  absl::Status BroadcastReference();
 };
 
 // No more than configured, and no more than shares the tokens among the ranks.
@@ -370,8 +371,24 @@ int64_t Trainer::optimizer_steps() const { return impl_->adam_step; }
 bool Trainer::needs_reference() const { return impl_->options.algorithm.kl_beta() > 0; }
 void Trainer::CaptureReference() {
   LOCKSTEP_CHECK(needs_reference(), "a reference without a KL penalty only takes memory");
+  std::vector<float> values(impl_->weights->layout.total_size);
+  impl_->weights->CopyToArena(values.data());
   impl_->reference = std::make_unique<Weights>(impl_->options.config, impl_->options.dtype);
-  impl_->reference->SetFromArena(arena());
+  impl_->reference->SetFromArena(values.data());
+}
+
+absl::Status Trainer::Impl::BroadcastReference() {
+  std::vector<float> values(weights->layout.total_size);
+  if (collectives->rank() == 0) {
+    LOCKSTEP_CHECK(reference != nullptr, "rank 0 captures the reference before it is broadcast");
+    reference->CopyToArena(values.data());
+  }
+  absl::Status status =
+      collectives->Broadcast(values.data(), static_cast<int64_t>(values.size()), options.collective_timeout);
+  if (!status.ok() || collectives->rank() == 0) return status;
+  reference = std::make_unique<Weights>(options.config, options.dtype);
+  reference->SetFromArena(values.data());
+  return absl::OkStatus();
 }
 
 std::vector<StateArray> Trainer::StateArrays() {
@@ -416,16 +433,8 @@ absl::Status Trainer::BroadcastState() {
       return status;
     }
   }
-  if (needs_reference()) {  // by way of the gradients, which no step is using now
-    float* scratch = impl_->gradient.As<float>();
-    if (impl_->reference != nullptr) {
-      impl_->reference->CopyToArena(scratch);
-    } else {
-      LOCKSTEP_CHECK(impl_->collectives->rank() > 0, "rank 0 captures the reference before it is broadcast");
-      impl_->reference = std::make_unique<Weights>(impl_->options.config, impl_->options.dtype);
-    }
-    if (absl::Status status = impl_->collectives->Broadcast(scratch, impl_->size, timeout); !status.ok()) return status;
-    impl_->reference->SetFromArena(scratch);
+  if (needs_reference()) {
+    if (absl::Status status = impl_->BroadcastReference(); !status.ok()) return status;
   }
   StateValues values;
   SaveState(&values);
