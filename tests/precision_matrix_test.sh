@@ -14,7 +14,8 @@ for learner in fp16 bf16 fp32; do
     run=$learner-$rollout
     echo "== learner $learner, rollout $rollout"
     "$lockstep" run run.yaml run_dir=$run learner.dtype=$learner rollout.dtype=$rollout rollout.num_servers=1 \
-      trainer.prompts_per_step=16 rollout.n=8 trainer.max_steps=2 trainer.checkpoint_every=0 > $run.log 2>&1 || fail "$run: $(tail -n 3 $run.log)"
+      trainer.prompts_per_step=16 rollout.n=8 trainer.max_steps=2 trainer.checkpoint_every=0 > $run.log 2>&1 ||
+      fail "$run: $(tail -n 3 $run.log)"
     # A number that is not finite is null in the file.
     expect_steps $run 'all(.. | select(type != "object" and type != "array"); . != null)' "a figure is not finite"
     expect_steps $run '.response_tokens > 0 and .skipped == false' "a step was skipped"
