@@ -17,6 +17,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
+#include "proto/algorithms.h"
 
 namespace lockstep {
 namespace {
@@ -41,6 +42,7 @@ const std::map<std::string, std::string>& Aliases() {
       {"actor_rollout_ref.actor.clip_ratio_low", "algorithm.clip_low"},
       {"actor_rollout_ref.actor.clip_ratio_high", "algorithm.clip_high"},
       {"actor_rollout_ref.actor.loss_agg_mode", "algorithm.aggregation"},
+      {"actor_rollout_ref.actor.kl_loss_coef", "algorithm.kl_beta"},
       {"actor_rollout_ref.actor.ppo_max_token_len_per_gpu", "learner.micro_batch_tokens"},
       {"actor_rollout_ref.rollout.val_kwargs.n", "eval.n"},
       {"actor_rollout_ref.rollout.val_kwargs.temperature", "eval.temperature"},
@@ -315,11 +317,10 @@ v1::RunConfig DefaultRunConfig() {
   rollout->set_group_timeout_seconds(600);
   auto* algorithm = config.mutable_algorithm();
   algorithm->set_name("pg_seq_is");
-  algorithm->set_clip_low(0.2f);
-  algorithm->set_clip_high(0.2f);
-  algorithm->set_advantage("mean");
-  algorithm->set_aggregation("constant");
+  algorithm->set_advantage("auto");
+  algorithm->set_aggregation("auto");
   algorithm->set_old_log_prob("recompute");
+  algorithm->set_dynamic_sampling_max_batches(10);
   auto* learner = config.mutable_learner();
   learner->set_world_size(1);
   learner->set_dtype("fp16");
@@ -376,6 +377,7 @@ absl::StatusOr<v1::RunConfig> ParseRunConfig(const std::string& yaml, const std:
     return absl::InvalidArgumentError(
         absl::StrCat(name, ": ", std::string(status.message().data(), status.message().size())));
   }
+  ResolveAlgorithm(config.mutable_algorithm());  // so that the run folder says what was run
   return config;
 }
 

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "client/config.h"
+#include "proto/algorithms.h"
 
 namespace lockstep {
 namespace {
@@ -38,6 +39,12 @@ bool Exists(const std::string& path) {
   return stat(path.c_str(), &info) == 0;
 }
 
+std::vector<std::string> AlgorithmNameList() {
+  std::vector<std::string> names;
+  for (const AlgorithmSpec& spec : Algorithms()) names.emplace_back(spec.name);
+  return names;
+}
+
 absl::Status CheckNames(const v1::RunConfig& c) {
   const std::vector<std::string> dtypes = {"fp16", "bf16", "fp32"};
   for (const absl::Status& status : {
@@ -45,8 +52,7 @@ absl::Status CheckNames(const v1::RunConfig& c) {
            OneOf("rollout.dtype", c.rollout().dtype(), dtypes),
            OneOf("learner.dtype", c.learner().dtype(), dtypes),
            OneOf("data.reward", c.data().reward(), {"exact", "numeric", "math", "multiple_choice", "service"}),
-           OneOf("algorithm.name", c.algorithm().name(),
-                 {"pg", "pg_token_is", "pg_token_tis", "pg_seq_is", "pg_seq_tis", "pg_seq_mis", "grpo"}),
+           OneOf("algorithm.name", c.algorithm().name(), AlgorithmNameList()),
            OneOf("algorithm.advantage", c.algorithm().advantage(), {"mean", "mean_std"}),
            OneOf("algorithm.aggregation", c.algorithm().aggregation(), {"constant", "sequence_mean", "token_mean"}),
            OneOf("algorithm.old_log_prob", c.algorithm().old_log_prob(), {"recompute", "rollout"}),
@@ -81,6 +87,9 @@ absl::Status CheckRanges(const v1::RunConfig& c) {
            Within("eval.n", c.eval().n(), 1, 1024),
            Within("eval.temperature", c.eval().temperature(), 0, 100),
            Within("eval.top_p", c.eval().top_p(), 1e-6, 1),
+           AtLeast("algorithm.is_low", c.algorithm().is_low(), 0),
+           AtLeast("algorithm.kl_beta", c.algorithm().kl_beta(), 0),
+           Within("algorithm.dynamic_sampling_max_batches", c.algorithm().dynamic_sampling_max_batches(), 1, 1000),
            AtLeast("learner.world_size", c.learner().world_size(), 1),
            AtLeast("learner.lr", c.learner().lr(), 0),
            Within("learner.beta1", c.learner().beta1(), 0, 0.999999),
@@ -105,9 +114,54 @@ absl::Status CheckRanges(const v1::RunConfig& c) {
   return absl::OkStatus();
 }
 
+// Settings that the algorithm has no use for, or that take its sense away. The names are resolved.
+absl::Status CheckAlgorithm(const v1::RunConfig& c) {
+  const v1::AlgorithmConfig& a = c.algorithm();
+  const std::string& name = a.name();
+  const AlgorithmSpec& spec = *FindAlgorithm(name);
+  const bool takes_is_clip = spec.is_clip > 0;
+  if (!takes_is_clip && a.is_clip() > 0) {
+    return Combination(absl::StrCat("algorithm.is_clip: '", name, "' has no bound on an importance weight; leave it ",
+                                    "out, or use pg_token_tis, pg_seq_tis, pg_seq_mis, grpo_seq_mis, ..."));
+  }
+  if (spec.is_low == 0 && a.is_low() > 0) {
+    return Combination(absl::StrCat("algorithm.is_low: '", name, "' has no two-sided mask; leave it out, or use ",
+                                    "icepop, pg_geo_rs or pg_geo_mis"));
+  }
+  if (a.is_low() > 0 && a.is_low() >= a.is_clip()) {
+    return Combination(
+        absl::StrCat("algorithm.is_low: ", a.is_low(), " must be below algorithm.is_clip ", a.is_clip()));
+  }
+  if (!spec.clips() && (a.clip_low() > 0 || a.clip_high() > 0)) {
+    return Combination(absl::StrCat("algorithm.clip_low/clip_high: '", name,
+                                    "' clips no ratio; leave them out, or use ", "grpo, gspo or cispo"));
+  }
+  if (spec.fixed && (a.advantage() != spec.advantage || a.aggregation() != spec.aggregation)) {
+    return Combination(absl::StrCat("algorithm.name: '", name, "' means advantage: ", std::string(spec.advantage),
+                                    " and aggregation: ", std::string(spec.aggregation),
+                                    "; leave both at auto, or use grpo"));
+  }
+  if (name == "gspo" && a.aggregation() != "sequence_mean") {
+    return Combination(absl::StrCat("algorithm.aggregation: gspo has one ratio a sequence, which '", a.aggregation(),
+                                    "' would weigh by its length; use sequence_mean"));
+  }
+  if (spec.corrects_old() && a.old_log_prob() == "rollout") {
+    return Combination(absl::StrCat("algorithm.old_log_prob: 'rollout' makes the weight pi_old / mu of '", name,
+                                    "' always 1; use recompute, or grpo"));
+  }
+  if (a.max_staleness() > 0 && !spec.uses_mu && !(spec.uses_old && a.old_log_prob() == "rollout")) {
+    return Combination(absl::StrCat("algorithm.name: '", name, "' has no correction for stale samples; set ",
+                                    "algorithm.max_staleness: 0",
+                                    spec.uses_old ? ", algorithm.old_log_prob: rollout," : "", " or use pg_seq_is"));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
-absl::Status ValidateRunConfig(const v1::RunConfig& c) {
+absl::Status ValidateRunConfig(const v1::RunConfig& given) {
+  v1::RunConfig c = given;
+  ResolveAlgorithm(c.mutable_algorithm());
   if (absl::Status status = CheckNames(c); !status.ok()) return status;
   if (absl::Status status = CheckRanges(c); !status.ok()) return status;
   if (c.run_dir().empty()) return Combination("run_dir: is empty; name the folder of the run");
@@ -140,13 +194,13 @@ absl::Status ValidateRunConfig(const v1::RunConfig& c) {
     return Combination(absl::StrCat("weight_sync.in_flight: '", c.weight_sync().in_flight(),
                                     "' needs algorithm.max_staleness >= 1: with 0 nothing is in flight at an update"));
   }
-  if (c.algorithm().name() == "pg" && c.algorithm().max_staleness() > 0) {
-    return Combination(
-        "algorithm.name: 'pg' has no correction for stale samples; set algorithm.max_staleness: 0 or use pg_seq_is");
-  }
+  if (absl::Status status = CheckAlgorithm(c); !status.ok()) return status;
   if (c.trainer().prompts_per_step() % c.trainer().updates_per_step() != 0) {
     return Combination(absl::StrCat("trainer.updates_per_step: ", c.trainer().updates_per_step(),
                                     " does not divide trainer.prompts_per_step ", c.trainer().prompts_per_step()));
+  }
+  if (c.algorithm().dynamic_sampling() && c.rollout().n() < 2) {
+    return Combination("algorithm.dynamic_sampling: needs rollout.n >= 2: one sample alone never has an advantage");
   }
   if (c.rollout().n() < 2 && c.algorithm().advantage() == "mean_std") {
     return Combination("algorithm.advantage: 'mean_std' needs rollout.n >= 2");

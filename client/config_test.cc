@@ -44,7 +44,7 @@ TEST(ConfigTest, TakesTheNamesOfVerl) {
 }
 
 TEST(ConfigTest, WhatItWritesItReads) {
-  v1::RunConfig config = DefaultRunConfig();
+  v1::RunConfig config = *ParseRunConfig("", "run.yaml", {"algorithm.name=grpo_seq_mis"});
   config.mutable_data()->set_prompt_template("a \"b\"\n{prompt}\\");
   config.mutable_rollout()->add_addresses("h:1");
   const auto again = ParseRunConfig(RunConfigToYaml(config), "config.yaml", {});
@@ -88,8 +88,9 @@ TEST(ConfigTest, RefusesEachBadFileInOneLineWithPlaceAndWayOut) {
       {"learner:\n  dtype: half\n", "run.yaml: learner.dtype: 'half' is unknown; use one of fp16, bf16, fp32"},
       {"numerics: exact\n", "run.yaml: numerics: 'exact' is unknown; use one of matched, native"},
       {"algorithm:\n  name: ppo\n",
-       "run.yaml: algorithm.name: 'ppo' is unknown; use one of pg, pg_token_is, pg_token_tis, pg_seq_is, pg_seq_tis, "
-       "pg_seq_mis, grpo"},
+       "run.yaml: algorithm.name: 'ppo' is unknown; use one of pg, reinforce, pg_token_is, pg_token_tis, pg_seq_is, "
+       "pg_seq_tis, pg_seq_mis, pg_geo_rs, pg_geo_mis, grpo, dr_grpo, dapo, grpo_token_tis, grpo_seq_tis, "
+       "grpo_seq_mis, decoupled_ppo, icepop, gspo, cispo"},
       {"data:\n  reward: bleu\n",
        "run.yaml: data.reward: 'bleu' is unknown; use one of exact, numeric, math, "
        "multiple_choice, service"},
@@ -110,6 +111,33 @@ TEST(ConfigTest, RefusesEachBadFileInOneLineWithPlaceAndWayOut) {
       {"algorithm: {name: pg, max_staleness: 1}\n",
        "run.yaml: algorithm.name: 'pg' has no correction for stale samples; set algorithm.max_staleness: 0 or use "
        "pg_seq_is"},
+      {"algorithm: {name: gspo, max_staleness: 1}\n",
+       "run.yaml: algorithm.name: 'gspo' has no correction for stale samples; set algorithm.max_staleness: 0, "
+       "algorithm.old_log_prob: rollout, or use pg_seq_is"},
+      {"algorithm: {name: grpo, is_clip: 2}\n",
+       "run.yaml: algorithm.is_clip: 'grpo' has no bound on an importance weight; leave it out, or use pg_token_tis, "
+       "pg_seq_tis, pg_seq_mis, grpo_seq_mis, ..."},
+      {"algorithm: {name: gspo, is_low: 0.5}\n",
+       "run.yaml: algorithm.is_low: 'gspo' has no two-sided mask; leave it out, or use icepop, pg_geo_rs or "
+       "pg_geo_mis"},
+      {"algorithm: {name: icepop, is_clip: 0.25}\n",
+       "run.yaml: algorithm.is_low: 0.5 must be below algorithm.is_clip 0.25"},
+      {"algorithm: {name: pg_seq_is, clip_high: 0.28}\n",
+       "run.yaml: algorithm.clip_low/clip_high: 'pg_seq_is' clips no ratio; leave them out, or use grpo, gspo or "
+       "cispo"},
+      {"algorithm: {name: gspo, aggregation: token_mean}\n",
+       "run.yaml: algorithm.aggregation: gspo has one ratio a sequence, which 'token_mean' would weigh by its length; "
+       "use sequence_mean"},
+      {"algorithm: {name: dr_grpo, advantage: mean_std}\n",
+       "run.yaml: algorithm.name: 'dr_grpo' means advantage: mean and aggregation: constant; leave both at auto, or "
+       "use "
+       "grpo"},
+      {"algorithm: {name: grpo_token_tis, old_log_prob: rollout}\n",
+       "run.yaml: algorithm.old_log_prob: 'rollout' makes the weight pi_old / mu of 'grpo_token_tis' always 1; use "
+       "recompute, or grpo"},
+      {"algorithm: {dynamic_sampling: true}\nrollout: {n: 1}\n",
+       "run.yaml: algorithm.dynamic_sampling: needs rollout.n >= 2: one sample alone never has an advantage"},
+      {"algorithm: {kl_beta: -1}\n", "run.yaml: algorithm.kl_beta: -1 is too small; use at least 0"},
       {"trainer: {prompts_per_step: 10, updates_per_step: 3}\n",
        "run.yaml: trainer.updates_per_step: 3 does not divide trainer.prompts_per_step 10"},
       {"rollout: {n: 1}\nalgorithm: {advantage: mean_std}\n",
@@ -120,6 +148,21 @@ TEST(ConfigTest, RefusesEachBadFileInOneLineWithPlaceAndWayOut) {
        "bf16/fp32"},
   };
   for (const Case& test : cases) EXPECT_EQ(Refusal(test.yaml), test.line) << test.yaml;
+}
+
+TEST(ConfigTest, AlgorithmsBringTheirOwnConstantsUnlessTheFileSaysOtherwise) {
+  const auto own = ParseRunConfig("algorithm: {name: grpo_seq_mis}\n", "run.yaml", {});
+  ASSERT_TRUE(own.ok()) << own.status();
+  EXPECT_FLOAT_EQ(own->algorithm().is_clip(), 10);
+  EXPECT_FLOAT_EQ(own->algorithm().clip_high(), 0.2f);
+  EXPECT_EQ(own->algorithm().advantage(), "mean_std");
+  // What the paper's scripts run under the name GRPO-Seq-MIS.
+  const auto paper = ParseRunConfig("algorithm: {name: grpo_seq_mis, advantage: mean, aggregation: constant}\n",
+                                    "run.yaml", {"algorithm.clip_high=0.28"});
+  ASSERT_TRUE(paper.ok()) << paper.status();
+  EXPECT_EQ(paper->algorithm().advantage(), "mean");
+  EXPECT_EQ(paper->algorithm().aggregation(), "constant");
+  EXPECT_FLOAT_EQ(paper->algorithm().clip_high(), 0.28f);
 }
 
 TEST(ConfigTest, RefusesBadOverridesByTheCommandLine) {

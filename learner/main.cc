@@ -165,7 +165,13 @@ absl::Status PrepareTraining(Rank0* rank0) {
   rank0->checkpoints = std::make_unique<Checkpoints>(
       setup.RunFile("checkpoints"), setup.model, setup.learner_dtype, setup.config.model().path(),
       static_cast<int>(setup.config.trainer().keep_checkpoints()), &rank0->metrics);
-  bool restored = false;
+  // The reference of a KL penalty is what the run started from, also when it is resumed.
+  const bool needs_reference = rank0->trainer->needs_reference();
+  if (needs_reference) {
+    if (absl::Status status = LoadInitialWeights(setup, *rank0->trainer); !status.ok()) return status;
+    rank0->trainer->CaptureReference();
+  }
+  bool restored = needs_reference;
   if (absl::GetFlag(FLAGS_resume)) {
     auto position = rank0->checkpoints->LoadLatest(*rank0->trainer);
     if (position.ok()) {

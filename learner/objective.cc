@@ -1,39 +1,83 @@
 #include "learner/objective.h"
 
-#include <array>
-
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
+#include "engine/base/check.h"
 #include "learner/objectives/objectives.h"
 
 namespace lockstep {
 namespace {
 
-constexpr float kNoClip = std::numeric_limits<float>::infinity();
-
-// The constants C are the paper's: Seq-TIS 3 (its scripts), Token-TIS 2.
-constexpr std::array kObjectives = {
-    Objective{"pg", kNoClip, false, PolicyGradient},
-    Objective{"pg_token_is", kNoClip, false, PolicyGradientTokenIs},
-    Objective{"pg_token_tis", 2.0f, false, PolicyGradientTokenIs},
-    Objective{"pg_seq_is", kNoClip, false, PolicyGradientSequenceIs},
-    Objective{"pg_seq_tis", 3.0f, false, PolicyGradientSequenceIs},
-    Objective{"pg_seq_mis", 3.0f, false, PolicyGradientSequenceMis},
-    Objective{"grpo", kNoClip, true, Grpo},
+struct Entry {
+  std::string_view name;
+  ObjectiveFunction* compute;
 };
+
+constexpr Entry kFunctions[] = {
+    {"pg", PolicyGradient},
+    {"reinforce", PolicyGradient},
+    {"pg_token_is", PolicyGradientTokenIs},
+    {"pg_token_tis", PolicyGradientTokenIs},
+    {"pg_seq_is", PolicyGradientSequenceIs},
+    {"pg_seq_tis", PolicyGradientSequenceIs},
+    {"pg_seq_mis", PolicyGradientSequenceMis},
+    {"pg_geo_rs", PolicyGradientGeoRs},
+    {"pg_geo_mis", PolicyGradientGeoMis},
+    {"grpo", Grpo},
+    {"dr_grpo", Grpo},
+    {"dapo", Grpo},
+    {"grpo_token_tis", GrpoTokenTis},
+    {"grpo_seq_tis", GrpoSequenceTis},
+    {"grpo_seq_mis", GrpoSequenceMis},
+    {"decoupled_ppo", GrpoTokenTis},  // C is infinity
+    {"icepop", IcePop},
+    {"gspo", Gspo},
+    {"cispo", Cispo},
+};
+
+// One for each algorithm of the config's table.
+const std::vector<Objective>& Objectives() {
+  static const std::vector<Objective>* objectives = [] {
+    auto* all = new std::vector<Objective>();
+    for (const Entry& entry : kFunctions) {
+      const AlgorithmSpec* spec = FindAlgorithm(entry.name);
+      LOCKSTEP_CHECK(spec != nullptr, "every objective has a line in proto/algorithms.cc");
+      all->push_back({entry.name, spec, entry.compute});
+    }
+    LOCKSTEP_CHECK(all->size() == Algorithms().size(), "every algorithm has a function");
+    return all;
+  }();
+  return *objectives;
+}
 
 }  // namespace
 
+ObjectiveParams ObjectiveParams::From(const v1::AlgorithmConfig& algorithm) {
+  ObjectiveParams params;
+  if (algorithm.is_clip() > 0) params.is_clip = algorithm.is_clip();
+  params.clip_low = algorithm.clip_low();
+  params.clip_high = algorithm.clip_high();
+  params.is_low = algorithm.is_low();
+  return params;
+}
+
+std::vector<double*> ObjectiveStats::Fields() {
+  return {&loss,    &tokens,     &clipped_low,       &clipped_high,
+          &masked,  &sequences,  &sequences_clipped, &sequences_masked,
+          &weights, &weight_sum, &weight_square_sum, &kl_loss,
+          &kl_sum};
+}
+
 void ObjectiveStats::Add(const ObjectiveStats& other) {
-  loss += other.loss;
-  tokens += other.tokens;
-  clipped_low += other.clipped_low;
-  clipped_high += other.clipped_high;
-  masked += other.masked;
-  weights += other.weights;
-  weight_sum += other.weight_sum;
-  weight_square_sum += other.weight_square_sum;
+  ObjectiveStats copy = other;
+  const std::vector<double*> to = Fields(), from = copy.Fields();
+  for (size_t i = 0; i < to.size(); ++i) *to[i] += *from[i];
+}
+
+void ObjectiveStats::AddWeight(double weight) {
+  weights += 1;
+  weight_sum += weight;
+  weight_square_sum += weight * weight;
 }
 
 double ObjectiveStats::EffectiveSampleSize() const {
@@ -42,18 +86,16 @@ double ObjectiveStats::EffectiveSampleSize() const {
 }
 
 absl::StatusOr<const Objective*> FindObjective(std::string_view name) {
-  for (const Objective& objective : kObjectives) {
+  for (const Objective& objective : Objectives()) {
     if (objective.name == name) return &objective;
   }
-  std::vector<std::string> names;
-  for (const Objective& objective : kObjectives) names.emplace_back(objective.name);
   return absl::InvalidArgumentError(
-      absl::StrCat("algorithm.name is '", std::string(name), "'; known are ", absl::StrJoin(names, ", ")));
+      absl::StrCat("algorithm.name is '", std::string(name), "'; known are ", AlgorithmNames()));
 }
 
 std::vector<std::string_view> ObjectiveNames() {
   std::vector<std::string_view> names;
-  for (const Objective& objective : kObjectives) names.push_back(objective.name);
+  for (const Objective& objective : Objectives()) names.push_back(objective.name);
   return names;
 }
 

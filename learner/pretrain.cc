@@ -39,7 +39,7 @@ absl::Status Train(const PretrainParts& parts, DataOrder& order, RunPosition* po
   v1::StepSummary summary;
   summary.set_step(step);
   summary.set_loss(metrics->objective.loss);
-  summary.set_entropy(metrics->mismatch.Mean(metrics->mismatch.entropy_sum));
+  summary.set_entropy(metrics->entropy_sum / std::max(1.0, metrics->objective.tokens));
   summary.set_grad_norm(metrics->grad_norm);
   summary.set_loss_scale(metrics->loss_scale);
   summary.set_skipped(metrics->skipped > 0);

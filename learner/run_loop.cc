@@ -9,9 +9,13 @@
 #include "absl/time/clock.h"
 #include "engine/base/log.h"
 #include "learner/sampling.h"
+#include "learner/step_figures.h"
 
 namespace lockstep {
 namespace {
+
+// Tells the order of dynamic sampling's problems from that of the run's.
+constexpr uint64_t kExtraOrderSeed = 0x9E3779B97F4A7C15;
 
 constexpr absl::Duration kPoll = absl::Milliseconds(200);
 // While a reward service has groups.
@@ -26,10 +30,13 @@ RunLoop::RunLoop(RunLoopParts parts, AdvantageKind advantage, std::unique_ptr<Gr
       advantage_(advantage),
       rewards_(std::move(rewards)),
       order_(parts_.problems->size(), parts_.config.seed(), parts_.config.data().shuffle()),
+      extra_order_(parts_.problems->size(), parts_.config.seed() ^ kExtraOrderSeed, /*shuffle=*/true),
+      extra_per_step_(ExtraGroupsPerStep(parts_.config)),
       position_(parts_.position),
       requested_steps_(position_.step) {}
 
 absl::StatusOr<RunLoop> RunLoop::Create(RunLoopParts parts) {
+  ResolveAlgorithm(parts.config.mutable_algorithm());
   const v1::RunConfig& config = parts.config;
   if (config.trainer().prompts_per_step() == 0 || config.rollout().n() == 0) {
     return absl::InvalidArgumentError("trainer.prompts_per_step and rollout.n must be at least 1");
@@ -113,27 +120,51 @@ absl::Status RunLoop::RequestGroups(uint64_t last_step) {
   for (; requested_steps_ < last_step; ++requested_steps_) {
     const uint64_t step = requested_steps_ + 1;
     for (uint64_t group_id = FirstGroup(step); group_id < FirstGroup(step) + per_step; ++group_id) {
-      auto known = parts_.ledger->FindGroup(group_id);
-      if (!known.ok()) return known.status();
-      if (known->has_value()) {  // accepted before this start: used as it is
-        ready_[group_id] = *std::move(*known);
-        continue;
-      }
-      const Problem& problem = (*parts_.problems)[order_.IndexAt(group_id)];
-      v1::Group group =
-          MakeGroupRequest(parts_.config, parts_.run_id, group_id, problem.prompt_tokens, parts_.stop_token_ids);
-      group.set_min_weight_epoch(parts_.epoch);
-      group.set_min_weight_version(position_.weight_version);
-      parts_.rollouts->Submit(std::move(group));
+      if (absl::Status status = RequestGroup(group_id); !status.ok()) return status;
     }
   }
   return absl::OkStatus();
 }
 
+absl::Status RunLoop::RequestGroup(uint64_t group_id) {
+  auto known = parts_.ledger->FindGroup(group_id);
+  if (!known.ok()) return known.status();
+  if (known->has_value()) {  // accepted before this start: used as it is
+    ready_[group_id] = *std::move(*known);
+    return absl::OkStatus();
+  }
+  const Problem& problem = (*parts_.problems)[ProblemOf(group_id)];
+  v1::Group group =
+      MakeGroupRequest(parts_.config, parts_.run_id, group_id, problem.prompt_tokens, parts_.stop_token_ids);
+  group.set_min_weight_epoch(parts_.epoch);
+  group.set_min_weight_version(position_.weight_version);
+  parts_.rollouts->Submit(std::move(group));
+  return absl::OkStatus();
+}
+
+uint64_t RunLoop::StepOf(uint64_t group_id) const {
+  return group_id < kFirstExtraGroup ? group_id / parts_.config.trainer().prompts_per_step() + 1
+                                     : (group_id - kFirstExtraGroup) / extra_per_step_ + 1;
+}
+
+uint64_t RunLoop::ProblemOf(uint64_t group_id) {
+  return group_id < kFirstExtraGroup ? order_.IndexAt(group_id) : extra_order_.IndexAt(group_id - kFirstExtraGroup);
+}
+
+std::vector<const SampleGroup*> RunLoop::GroupsOf(uint64_t step) const {
+  std::vector<const SampleGroup*> groups;
+  for (const auto& [begin, end] :
+       {std::pair(FirstGroup(step), FirstGroup(step + 1)), std::pair(FirstExtra(step), FirstExtra(step + 1))}) {
+    const auto last = ready_.lower_bound(end);
+    for (auto it = ready_.lower_bound(begin); it != last; ++it) groups.push_back(&it->second);
+  }
+  return groups;
+}
+
 absl::Status RunLoop::RewardGroup(SampleGroup group) {
   const absl::Time start = absl::Now();
-  group.step = group.group_id / parts_.config.trainer().prompts_per_step() + 1;
-  group.problem_index = order_.IndexAt(group.group_id);
+  group.step = StepOf(group.group_id);
+  group.problem_index = ProblemOf(group.group_id);
   const Problem& problem = (*parts_.problems)[group.problem_index];
   rewards_->Add(std::move(group), problem);
   score_seconds_ += SecondsSince(start);
@@ -143,6 +174,7 @@ absl::Status RunLoop::RewardGroup(SampleGroup group) {
 absl::Status RunLoop::AcceptRewarded() {
   const absl::Time start = absl::Now();
   while (std::optional<SampleGroup> group = rewards_->Next(absl::ZeroDuration())) {
+    if (parts_.config.algorithm().dynamic_sampling()) MarkWithoutSignal(&*group);
     auto fresh = parts_.ledger->CommitGroup(*group);
     if (!fresh.ok()) return fresh.status();
     if (*fresh) {
@@ -179,7 +211,25 @@ void RunLoop::ReportRewardTrouble() {
 absl::Status RunLoop::CollectGroups(uint64_t step, bool* collected) {
   parts_.monitor->Publish([](v1::RunStatus& status) { status.set_phase(v1::RUN_PHASE_ROLLOUT); });
   if (absl::Status status = RequestGroups(step); !status.ok()) return status;
-  const uint64_t begin = FirstGroup(step), end = FirstGroup(step + 1);
+  absl::Status status = WaitForGroups(FirstGroup(step), FirstGroup(step + 1), collected);
+  // Dynamic sampling, in rounds; without it there are no ids between `next` and `end`.
+  for (uint64_t next = FirstExtra(step), end = FirstExtra(step + 1); status.ok() && *collected && next < end;) {
+    const auto groups = GroupsOf(step);
+    const uint64_t usable = std::count_if(groups.begin(), groups.end(), [](const auto* g) { return IsUsable(*g); });
+    const uint64_t wanted = parts_.config.trainer().prompts_per_step();
+    if (usable >= wanted) break;
+    const uint64_t last = std::min(end, next + wanted - usable);
+    for (uint64_t group_id = next; group_id < last && status.ok(); ++group_id) status = RequestGroup(group_id);
+    if (status.ok()) status = WaitForGroups(next, last, collected);
+    next = last;
+  }
+  if (!status.ok() || !*collected) return status;
+  return RequestGroups(step + parts_.config.algorithm().max_staleness());
+}
+
+// `collected` is false where SIGTERM came first.
+absl::Status RunLoop::WaitForGroups(uint64_t begin, uint64_t end, bool* collected) {
+  *collected = false;
   const auto missing = [&] {
     return end - begin - static_cast<uint64_t>(std::distance(ready_.lower_bound(begin), ready_.lower_bound(end)));
   };
@@ -197,21 +247,28 @@ absl::Status RunLoop::CollectGroups(uint64_t step, bool* collected) {
     if (absl::Status status = parts_.ranks->Heartbeat(); !status.ok()) return status;
   }
   *collected = true;
-  return RequestGroups(step + parts_.config.algorithm().max_staleness());
+  return absl::OkStatus();
 }
 
 std::vector<TrainSample> RunLoop::BuildBatch(uint64_t step, v1::StepSummary* summary) {
   std::vector<TrainSample> batch;
   double rewards = 0, tokens = 0, staleness = 0, advantage_squares = 0;
-  uint64_t dropped = 0;
+  uint64_t dropped = 0, scored = 0, extra = 0, without_signal = 0;
   const MetricHistogram reward_histogram = parts_.metrics->Histogram("rl_learner_reward");
   const MetricHistogram staleness_histogram = parts_.metrics->Histogram("rl_learner_staleness_versions");
-  const auto end = ready_.lower_bound(FirstGroup(step + 1));
-  for (auto it = ready_.lower_bound(FirstGroup(step)); it != end; ++it) {
-    const SampleGroup& group = it->second;
+  for (const SampleGroup* at : GroupsOf(step)) {
+    const SampleGroup& group = *at;
+    const bool is_extra = group.group_id >= kFirstExtraGroup;
+    extra += is_extra ? 1 : 0;
+    without_signal += HasNoSignal(group) ? 1 : 0;
     std::vector<double> group_rewards;
     std::vector<const Sample*> kept;
     for (const Sample& sample : group.samples) {
+      // The reward of a step is that of its first groups, with or without signal: a fair sample of the problems.
+      if (!is_extra && (sample.dropped_reason.empty() || sample.dropped_reason == kNoSignal)) {
+        rewards += sample.reward;
+        ++scored;
+      }
       if (!sample.dropped_reason.empty()) {
         ++dropped;
         continue;
@@ -228,7 +285,6 @@ std::vector<TrainSample> RunLoop::BuildBatch(uint64_t step, v1::StepSummary* sum
       train.log_mu = sample.log_probs;
       train.advantage = advantages[i];
       batch.push_back(std::move(train));
-      rewards += sample.reward;
       tokens += static_cast<double>(sample.tokens.size());
       const double age =
           static_cast<double>(position_.weight_version) - static_cast<double>(sample.weight_versions.front());
@@ -241,7 +297,9 @@ std::vector<TrainSample> RunLoop::BuildBatch(uint64_t step, v1::StepSummary* sum
   const double samples = std::max<double>(1, static_cast<double>(batch.size()));
   summary->set_samples(batch.size());
   summary->set_dropped_samples(dropped);
-  summary->set_reward_mean(rewards / samples);
+  summary->set_extra_groups(extra);
+  summary->set_no_signal_groups(without_signal);
+  summary->set_reward_mean(rewards / std::max<double>(1, static_cast<double>(scored)));
   summary->set_response_tokens(static_cast<uint64_t>(tokens));
   summary->set_response_length_mean(tokens / samples);
   summary->set_staleness_mean(staleness / samples);
@@ -265,25 +323,7 @@ absl::Status RunLoop::Train(std::vector<TrainSample> samples, v1::StepSummary* s
   if (absl::Status status = parts_.ranks->Send(message); !status.ok()) return status;
   auto metrics = parts_.trainer->Step(std::move(message.samples), message.updates);
   if (!metrics.ok()) return metrics.status();
-  const MismatchStats& mismatch = metrics->mismatch;
-  summary->set_kl_k1(mismatch.Mean(mismatch.k1_sum));
-  summary->set_kl_k2(mismatch.Mean(mismatch.k2_sum));
-  summary->set_kl_k3(mismatch.Mean(mismatch.k3_sum));
-  summary->set_mean_abs_log_ratio(mismatch.Mean(mismatch.abs_sum));
-  summary->set_max_abs_log_ratio(mismatch.abs_max);
-  summary->set_entropy(mismatch.Mean(mismatch.entropy_sum));
-  summary->set_loss(metrics->objective.loss / metrics->updates);
-  summary->set_grad_norm(metrics->grad_norm);
-  summary->set_loss_scale(metrics->loss_scale);
-  summary->set_skipped(metrics->skipped == metrics->updates);
-  summary->set_clip_fraction(metrics->objective.ClipFraction());
-  summary->set_effective_sample_size(metrics->objective.EffectiveSampleSize());
-  auto& seconds = *summary->mutable_seconds();
-  seconds["forward_backward"] = metrics->forward_backward_seconds;
-  seconds["reduce"] = metrics->reduce_seconds;
-  seconds["optimizer"] = metrics->optimizer_seconds;
-  const double train_seconds = metrics->forward_backward_seconds + metrics->reduce_seconds + metrics->optimizer_seconds;
-  summary->set_train_tokens_per_second(metrics->tokens / std::max(1e-9, train_seconds));
+  FillStepFigures(*metrics, summary);
   if (!summary->skipped()) ++position_.weight_version;
   ExportMetrics(*summary, *metrics);
   return absl::OkStatus();
@@ -325,13 +365,12 @@ absl::Status RunLoop::FinishStep(uint64_t step, v1::StepSummary* summary) {
   record.weight_version = position_.weight_version;
   record.skipped = summary->skipped();
   record.summary_json = json;
-  for (uint64_t group_id = FirstGroup(step); group_id < FirstGroup(step + 1); ++group_id) {
-    record.group_ids.push_back(group_id);
-  }
+  for (const SampleGroup* group : GroupsOf(step)) record.group_ids.push_back(group->group_id);
   if (absl::Status status = parts_.ledger->CommitStep(record); !status.ok()) return status;
   parts_.metrics->Counter("rl_learner_trajectories_total", {{"disposition", "committed"}})
       .Increment(static_cast<double>(summary->samples()));
   ready_.erase(ready_.begin(), ready_.lower_bound(FirstGroup(step + 1)));
+  ready_.erase(ready_.lower_bound(FirstExtra(step)), ready_.lower_bound(FirstExtra(step + 1)));
   position_.step = step;
   reward_reached_ = RewardReached(summary->reward_mean());
   if (absl::Status status = parts_.metrics_file->Append(json); !status.ok()) {
@@ -367,21 +406,7 @@ void RunLoop::ExportMetrics(const v1::StepSummary& summary, const TrainMetrics& 
   registry.Gauge("rl_learner_step").Set(static_cast<double>(summary.step()));
   registry.Counter("rl_learner_steps_total", {{"outcome", summary.skipped() ? "skipped_nonfinite" : "committed"}})
       .Increment();
-  registry.Counter("rl_learner_nonfinite_gradients_total").Increment(metrics.skipped);
-  registry.Counter("rl_learner_tokens_total").Increment(metrics.objective.tokens);
-  registry.Gauge("rl_learner_mismatch_kl_nats").Set(summary.kl_k1());
-  registry.Gauge("rl_learner_logprob_abs_diff_max").Set(summary.max_abs_log_ratio());
-  registry.Counter("rl_learner_is_weight_clipped_tokens_total", {{"side", "low"}})
-      .Increment(metrics.objective.clipped_low);
-  registry.Counter("rl_learner_is_weight_clipped_tokens_total", {{"side", "high"}})
-      .Increment(metrics.objective.clipped_high);
-  registry.Counter("rl_learner_masked_tokens_total", {{"reason", "importance_weight"}})
-      .Increment(metrics.objective.masked);
-  registry.Gauge("rl_learner_effective_sample_size_ratio").Set(summary.effective_sample_size());
-  registry.Gauge("rl_learner_loss", {{"term", "policy"}}).Set(summary.loss());
-  registry.Gauge("rl_learner_loss", {{"term", "total"}}).Set(summary.loss());
-  registry.Gauge("rl_learner_entropy_nats").Set(summary.entropy());
-  registry.Gauge("rl_learner_grad_norm").Set(summary.grad_norm());
+  ExportStepFigures(summary, metrics, registry);
   registry.Gauge("rl_learner_loss_scale").Set(parts_.trainer->loss_scaler().scale());
   registry.Gauge("rl_orchestrator_generation_epoch").Set(static_cast<double>(parts_.epoch));
 }

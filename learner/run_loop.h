@@ -6,6 +6,7 @@
 //
 // Held-out evaluation (run_loop_eval.cc): before step 1, after every trainer.eval_every steps and after the last, with
 // the weights of that moment. It asks groups that no step trains on, so a run's figures are the same with and without.
+// Dynamic sampling adds groups to a step whose first ones teach nothing: learner/dynamic_sampling.h.
 //
 // max_staleness k > 0: the groups of steps s + 1 .. s + k are handed out before step s trains. A group's tokens are
 // then at most k weight versions older than the weights that train on them.
@@ -24,6 +25,7 @@
 #include "engine/tokenizer/tokenizer.h"
 #include "learner/advantage.h"
 #include "learner/dataset.h"
+#include "learner/dynamic_sampling.h"
 #include "learner/group_rewards.h"
 #include "learner/ledger.h"
 #include "learner/rollout_client.h"
@@ -80,11 +82,15 @@ class RunLoop {
   void ReportEvaluationProgress(size_t done);
   // OK with `collected` false: SIGTERM came first.
   absl::Status CollectGroups(uint64_t step, bool* collected);
+  absl::Status WaitForGroups(uint64_t begin, uint64_t end, bool* collected);
   absl::Status RequestGroups(uint64_t last_step);
   // Hands a finished group to what scores it, and accepts those that are scored.
   absl::Status RewardGroup(SampleGroup group);
   absl::Status AcceptRewarded();
   void ReportRewardTrouble();
+  absl::Status RequestGroup(uint64_t group_id);
+  // Those of the step that are here, ascending by id.
+  std::vector<const SampleGroup*> GroupsOf(uint64_t step) const;
   std::vector<TrainSample> BuildBatch(uint64_t step, v1::StepSummary* summary);
   absl::Status Train(std::vector<TrainSample> samples, v1::StepSummary* summary);
   absl::Status PublishWeights(v1::StepSummary* summary);
@@ -96,12 +102,17 @@ class RunLoop {
   void ReportProgress();
   bool RewardReached(double reward_mean);
   uint64_t FirstGroup(uint64_t step) const { return (step - 1) * parts_.config.trainer().prompts_per_step(); }
+  uint64_t FirstExtra(uint64_t step) const { return kFirstExtraGroup + (step - 1) * extra_per_step_; }
+  uint64_t StepOf(uint64_t group_id) const;
+  uint64_t ProblemOf(uint64_t group_id);
 
   RunLoopParts parts_;
   AdvantageKind advantage_;
   std::unique_ptr<GroupRewards> rewards_;
   bool reward_trouble_ = false;
   DataOrder order_;
+  DataOrder extra_order_;          // of the groups that dynamic sampling adds
+  const uint64_t extra_per_step_;  // at most
   RunPosition position_;
   uint64_t requested_steps_;  // groups of steps up to this one have been asked for
   uint64_t checkpointed_step_ = UINT64_MAX;

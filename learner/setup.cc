@@ -161,7 +161,10 @@ absl::StatusOr<std::unique_ptr<Trainer>> MakeTrainer(const LearnerSetup& setup, 
   options.numerics = setup.numerics;
   options.learner = setup.config.learner();
   options.algorithm = setup.config.algorithm();
-  if (setup.mode == LearnerMode::kPretrain) options.algorithm.set_name("pg");  // supervised steps use no objective
+  if (setup.mode == LearnerMode::kPretrain) {  // supervised steps use no objective
+    options.algorithm.set_name("pg");
+    options.algorithm.set_kl_beta(0);
+  }
   options.temperature = setup.config.rollout().temperature();
   options.max_response_tokens = std::max<int64_t>(1, setup.config.rollout().max_tokens());
   return Trainer::Create(options, collectives);

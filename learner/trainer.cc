@@ -26,7 +26,7 @@ int64_t SampleTokens(const TrainSample& sample) {
 struct MicroBatch {
   PackedBatch packed;
   std::vector<int32_t> offsets = {0};  // of responses among the loss rows
-  std::vector<float> log_mu, log_pi_old, advantage, loss_weight;
+  std::vector<float> log_mu, log_pi_old, log_ref, advantage, loss_weight;
 };
 
 MicroBatch BuildMicroBatch(std::span<const TrainSample> samples, std::span<const float> loss_weights) {
@@ -46,6 +46,7 @@ MicroBatch BuildMicroBatch(std::span<const TrainSample> samples, std::span<const
     batch.offsets.push_back(static_cast<int32_t>(batch.packed.targets.size()));
     batch.log_mu.insert(batch.log_mu.end(), sample.log_mu.begin(), sample.log_mu.end());
     batch.log_pi_old.insert(batch.log_pi_old.end(), sample.log_pi_old.begin(), sample.log_pi_old.end());
+    batch.log_ref.insert(batch.log_ref.end(), sample.log_ref.begin(), sample.log_ref.end());
     batch.advantage.push_back(sample.advantage);
     batch.loss_weight.push_back(loss_weights[i]);
   }
@@ -88,6 +89,7 @@ struct Trainer::Impl {
   std::unique_ptr<Decoder> decoder;
   std::unique_ptr<ThreadPool> pool;
   std::unique_ptr<Weights> weights;
+  std::unique_ptr<Weights> reference;  // null without a KL penalty
   LossScaler scaler;
   int64_t size = 0;  // elements of each arena
   Buffer master, moment1, moment2, gradient;
@@ -98,7 +100,9 @@ struct Trainer::Impl {
   bool supervised(std::span<const TrainSample> samples) const { return samples.front().log_mu.empty(); }
   int64_t MicroBatchTokens(std::span<const TrainSample> samples) const;
   absl::StatusOr<std::vector<float>> LossWeights(std::span<const TrainSample> samples) const;
-  absl::Status FillOldLogProbs(std::vector<TrainSample>* samples, TrainMetrics* metrics);
+  absl::Status FillLogProbs(const Weights& policy, std::vector<float> TrainSample::*field,
+                            std::vector<TrainSample>* samples, double* seconds);
+  absl::Status PrepareLogProbs(std::vector<TrainSample>* samples, uint32_t updates, TrainMetrics* metrics);
   void ForwardBackward(std::span<const TrainSample> samples, std::span<const float> loss_weights,
                        TrainMetrics* metrics);
   void Coefficients(const MicroBatch& batch, bool supervised, std::span<const float> log_pi,
@@ -106,6 +110,7 @@ struct Trainer::Impl {
   absl::Status Update(std::span<const TrainSample> samples, TrainMetrics* metrics);
   absl::Status ReduceAndStep(TrainMetrics* metrics);
   absl::Status ReduceMetrics(TrainMetrics* metrics);
+  absl::Status BroadcastReference();
 };
 
 // No more than configured, and no more than shares the tokens among the ranks.
@@ -123,10 +128,11 @@ absl::StatusOr<std::vector<float>> Trainer::Impl::LossWeights(std::span<const Tr
                             options.max_response_tokens);
 }
 
-// log pi of every response token before the step's first update. Each rank computes its micro-batches and leaves zeros
-// for the others; adding zeros keeps the bits.
-absl::Status Trainer::Impl::FillOldLogProbs(std::vector<TrainSample>* samples, TrainMetrics* metrics) {
-  Stopwatch stopwatch(&metrics->forward_backward_seconds);
+// The log-prob of every response token under `policy`. Each rank computes its micro-batches and leaves zeros for the
+// others; adding zeros keeps the bits.
+absl::Status Trainer::Impl::FillLogProbs(const Weights& policy, std::vector<float> TrainSample::*field,
+                                         std::vector<TrainSample>* samples, double* seconds) {
+  Stopwatch stopwatch(seconds);
   std::vector<size_t> first;  // of each sample in log_probs
   size_t total = 0;
   for (const TrainSample& sample : *samples) {
@@ -140,7 +146,7 @@ absl::Status Trainer::Impl::FillOldLogProbs(std::vector<TrainSample>* samples, T
     const auto [begin, end] = ranges[j];
     const MicroBatch batch = BuildMicroBatch(std::span(*samples).subspan(begin, end - begin), no_weights);
     if (batch.packed.targets.empty()) continue;
-    decoder->ForwardPacked(*weights, batch.packed, options.temperature, /*recompute=*/true,
+    decoder->ForwardPacked(policy, batch.packed, options.temperature, /*recompute=*/true,
                            log_probs.data() + first[begin], nullptr);
   }
   if (absl::Status status =
@@ -150,22 +156,33 @@ absl::Status Trainer::Impl::FillOldLogProbs(std::vector<TrainSample>* samples, T
   }
   for (size_t i = 0; i < samples->size(); ++i) {
     const auto begin = log_probs.begin() + static_cast<int64_t>(first[i]);
-    (*samples)[i].log_pi_old.assign(begin, begin + static_cast<int64_t>((*samples)[i].response.size()));
+    ((*samples)[i].*field).assign(begin, begin + static_cast<int64_t>((*samples)[i].response.size()));
   }
   return absl::OkStatus();
+}
+
+// What the objective needs besides the pass that it is computed in.
+absl::Status Trainer::Impl::PrepareLogProbs(std::vector<TrainSample>* samples, uint32_t updates,
+                                            TrainMetrics* metrics) {
+  if (updates > 1 && objective->spec->uses_old && options.algorithm.old_log_prob() != "rollout") {
+    absl::Status status = FillLogProbs(*weights, &TrainSample::log_pi_old, samples, &metrics->old_log_prob_seconds);
+    if (!status.ok()) return status;
+  }
+  if (options.algorithm.kl_beta() <= 0) return absl::OkStatus();
+  LOCKSTEP_CHECK(reference != nullptr, "CaptureReference comes before the first step with a KL penalty");
+  return FillLogProbs(*reference, &TrainSample::log_ref, samples, &metrics->reference_seconds);
 }
 
 void Trainer::Impl::Coefficients(const MicroBatch& batch, bool supervised, std::span<const float> log_pi,
                                  std::span<const float> entropy, std::vector<float>* d_log_pi, TrainMetrics* metrics) {
   d_log_pi->assign(log_pi.size(), 0.0f);
+  for (float nats : entropy) metrics->entropy_sum += nats;
   if (supervised) {
     for (size_t t = 0; t < log_pi.size(); ++t) {
       (*d_log_pi)[t] = -batch.loss_weight[0];  // 1 / N for every token
       metrics->objective.loss -= double{batch.loss_weight[0]} * log_pi[t];
-      metrics->mismatch.entropy_sum += entropy[t];
     }
     metrics->objective.tokens += static_cast<double>(log_pi.size());
-    metrics->mismatch.tokens += static_cast<double>(log_pi.size());
     return;
   }
   ObjectiveBatch numbers;
@@ -179,8 +196,16 @@ void Trainer::Impl::Coefficients(const MicroBatch& batch, bool supervised, std::
                        : batch.log_pi_old.empty()                    ? log_pi
                                                                      : std::span<const float>(batch.log_pi_old);
   objective->compute(numbers, params, *d_log_pi, metrics->objective);
-  metrics->mismatch.AddTokens(batch.log_mu,
-                              batch.log_pi_old.empty() ? log_pi : std::span<const float>(batch.log_pi_old), entropy);
+  if (!batch.log_ref.empty()) {
+    numbers.log_ref = batch.log_ref;
+    AddKlPenalty(numbers, options.algorithm.kl_beta(), *d_log_pi, metrics->objective);
+  }
+  const bool weights_moved = metrics->updates > metrics->skipped;
+  if (!batch.log_pi_old.empty()) {
+    metrics->mismatch.AddSequences(batch.offsets, batch.log_mu, batch.log_pi_old);
+  } else if (!weights_moved) {
+    metrics->mismatch.AddSequences(batch.offsets, batch.log_mu, log_pi);
+  }
 }
 
 void Trainer::Impl::ForwardBackward(std::span<const TrainSample> samples, std::span<const float> loss_weights,
@@ -257,20 +282,23 @@ absl::Status Trainer::Impl::Update(std::span<const TrainSample> samples, TrainMe
   return ReduceAndStep(metrics);
 }
 
-// Sums (and the maximum) over the ranks; times are rank 0's.
+// Sums and maxima over the ranks; times are rank 0's.
 absl::Status Trainer::Impl::ReduceMetrics(TrainMetrics* metrics) {
-  ObjectiveStats& o = metrics->objective;
-  MismatchStats& m = metrics->mismatch;
-  double* const fields[] = {&o.loss,    &o.tokens,     &o.clipped_low,       &o.clipped_high, &o.masked,
-                            &o.weights, &o.weight_sum, &o.weight_square_sum, &m.tokens,       &m.k1_sum,
-                            &m.k2_sum,  &m.k3_sum,     &m.abs_sum,           &m.entropy_sum,  &metrics->tokens};
-  std::vector<double> sums;
+  std::vector<double*> fields = metrics->objective.Fields();
+  for (double* field : metrics->mismatch.SumFields()) fields.push_back(field);
+  fields.push_back(&metrics->entropy_sum);
+  fields.push_back(&metrics->tokens);
+  std::vector<double> sums, maxima;
   for (const double* field : fields) sums.push_back(*field);
   absl::Status status =
       collectives->AllReduceSum(sums.data(), static_cast<int64_t>(sums.size()), options.collective_timeout);
   if (!status.ok()) return status;
   for (size_t i = 0; i < sums.size(); ++i) *fields[i] = sums[i];
-  return collectives->AllReduceMax(&m.abs_max, 1, options.collective_timeout);
+  const std::vector<double*> extrema = metrics->mismatch.MaxFields();
+  for (const double* field : extrema) maxima.push_back(*field);
+  status = collectives->AllReduceMax(maxima.data(), static_cast<int64_t>(maxima.size()), options.collective_timeout);
+  for (size_t i = 0; i < maxima.size(); ++i) *extrema[i] = maxima[i];
+  return status;
 }
 
 Trainer::Trainer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -287,11 +315,10 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const TrainerOptions& o
   if (!objective.ok()) return objective.status();
   auto impl = std::make_unique<Impl>(*scaler);
   impl->options = options;
+  ResolveAlgorithm(&impl->options.algorithm);
   impl->collectives = collectives;
   impl->objective = *objective;
-  impl->params.is_clip = options.algorithm.is_clip() > 0 ? options.algorithm.is_clip() : (*objective)->default_is_clip;
-  impl->params.clip_low = options.algorithm.clip_low();
-  impl->params.clip_high = options.algorithm.clip_high();
+  impl->params = ObjectiveParams::From(impl->options.algorithm);
   const int threads = std::max<int>(1, static_cast<int>(options.learner.threads()));
   impl->ops = MakeCpuOps(options.numerics, threads);
   impl->decoder = std::make_unique<Decoder>(options.config, options.dtype, impl->ops.get());
@@ -311,11 +338,7 @@ absl::StatusOr<TrainMetrics> Trainer::Step(std::vector<TrainSample> samples, uin
                    "a sample has a prompt, and one log mu for each response token");
   }
   updates = std::min<uint32_t>(updates, static_cast<uint32_t>(samples.size()));
-  const bool needs_pass =
-      updates > 1 && impl_->objective->needs_old_log_prob && impl_->options.algorithm.old_log_prob() != "rollout";
-  if (needs_pass) {
-    if (absl::Status status = impl_->FillOldLogProbs(&samples, &metrics); !status.ok()) return status;
-  }
+  if (absl::Status status = impl_->PrepareLogProbs(&samples, updates, &metrics); !status.ok()) return status;
   for (uint32_t update = 0; update < updates; ++update) {
     const size_t begin = samples.size() * update / updates;
     const size_t end = samples.size() * (update + 1) / updates;
@@ -344,6 +367,29 @@ void Trainer::RefreshWeights() { impl_->weights->SetFromArena(arena()); }
 const float* Trainer::gradients() const { return impl_->gradient.As<float>(); }
 const LossScaler& Trainer::loss_scaler() const { return impl_->scaler; }
 int64_t Trainer::optimizer_steps() const { return impl_->adam_step; }
+
+bool Trainer::needs_reference() const { return impl_->options.algorithm.kl_beta() > 0; }
+void Trainer::CaptureReference() {
+  LOCKSTEP_CHECK(needs_reference(), "a reference without a KL penalty only takes memory");
+  std::vector<float> values(impl_->weights->layout.total_size);
+  impl_->weights->CopyToArena(values.data());
+  impl_->reference = std::make_unique<Weights>(impl_->options.config, impl_->options.dtype);
+  impl_->reference->SetFromArena(values.data());
+}
+
+absl::Status Trainer::Impl::BroadcastReference() {
+  std::vector<float> values(weights->layout.total_size);
+  if (collectives->rank() == 0) {
+    LOCKSTEP_CHECK(reference != nullptr, "rank 0 captures the reference before it is broadcast");
+    reference->CopyToArena(values.data());
+  }
+  absl::Status status =
+      collectives->Broadcast(values.data(), static_cast<int64_t>(values.size()), options.collective_timeout);
+  if (!status.ok() || collectives->rank() == 0) return status;
+  reference = std::make_unique<Weights>(options.config, options.dtype);
+  reference->SetFromArena(values.data());
+  return absl::OkStatus();
+}
 
 std::vector<StateArray> Trainer::StateArrays() {
   return {{"master", impl_->master.As<float>(), impl_->size},
@@ -386,6 +432,9 @@ absl::Status Trainer::BroadcastState() {
     if (absl::Status status = impl_->collectives->Broadcast(array.data, array.size, timeout); !status.ok()) {
       return status;
     }
+  }
+  if (needs_reference()) {
+    if (absl::Status status = impl_->BroadcastReference(); !status.ok()) return status;
   }
   StateValues values;
   SaveState(&values);

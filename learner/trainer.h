@@ -7,6 +7,11 @@
 //   2. for each: log pi (forward), objective: coefficients d loss / d log pi, times the loss scale, backward into the
 //      gradient arena
 //   3. all-reduce (sum), agree on finite, unscale and clip in one factor, AdamW, round the copy
+// pi_old, where an objective asks for it and the step has more than one update: log pi of all samples by one more
+// forward pass before the first (algorithm.old_log_prob: recompute), or mu itself (rollout). With one update pi_old is
+// the pi of the pass itself. A KL penalty (algorithm.kl_beta > 0) keeps the initial weights as a second copy in
+// learner.dtype and costs one more forward pass too. Both passes have seconds of their own in TrainMetrics.
+//
 // A gradient that is not finite skips the update on all ranks: weights, moments and step count stay as they are.
 //
 // Ranks: the sum over micro-batches is taken in another order than on one rank. For an element g = sum_j g_j over M
@@ -38,7 +43,9 @@ struct TrainSample {
   std::vector<int32_t> response;
   std::vector<float> log_mu;  // [response]; empty: supervised
   float advantage = 0;
-  std::vector<float> log_pi_old;  // [response]; filled by the trainer where the objective needs it
+  // [response]; filled by the trainer where the objective needs them.
+  std::vector<float> log_pi_old;
+  std::vector<float> log_ref;
 };
 
 struct TrainerOptions {
@@ -55,13 +62,18 @@ struct TrainerOptions {
 // Of one step: over its updates, all ranks.
 struct TrainMetrics {
   ObjectiveStats objective;  // loss: sum over updates
+  // mu against the policy of before the step's first update, so numerics and staleness alone: over all samples where
+  // pi_old is recomputed, else over those of the updates before the weights first moved.
   MismatchStats mismatch;
+  double entropy_sum = 0;  // over objective.tokens
   uint32_t updates = 0;
   uint32_t skipped = 0;   // updates whose gradient was not finite
   double grad_norm = 0;   // before clipping, unscaled, of the last update; not finite when it was skipped
   double loss_scale = 0;  // that the last update used
   double tokens = 0;      // prompt and response tokens of the forward and backward passes
   double forward_backward_seconds = 0;
+  double old_log_prob_seconds = 0;
+  double reference_seconds = 0;
   double reduce_seconds = 0;
   double optimizer_seconds = 0;
 };
@@ -84,10 +96,13 @@ class Trainer {
   int64_t arena_size() const;
   // Rounds the compute copy from the masters.
   void RefreshWeights();
+  // With algorithm.kl_beta > 0: the reference is the weights of now, until the next call.
+  bool needs_reference() const;
+  void CaptureReference();
   // The gradient of the last update, scaled by the loss scale, after the all-reduce.
   const float* gradients() const;
 
-  // Rank 0's masters, moments, counters and scaler to every rank.
+  // Rank 0's masters, moments, counters, scaler and reference to every rank.
   absl::Status BroadcastState();
   std::vector<StateArray> StateArrays();
   void SaveState(StateValues* values) const;

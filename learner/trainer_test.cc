@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <thread>
 
 #include "engine/base/philox.h"
@@ -72,6 +73,7 @@ std::unique_ptr<Trainer> MakeFresh(const TrainerOptions& options, Collectives* c
   EXPECT_TRUE(trainer.ok()) << trainer.status();
   InitializeArena(options.config, 5, 0.1f, (*trainer)->arena());
   (*trainer)->RefreshWeights();
+  if ((*trainer)->needs_reference()) (*trainer)->CaptureReference();
   return *std::move(trainer);
 }
 
@@ -223,6 +225,71 @@ TEST(TrainerTest, ManyUpdatesAStepUseTheOldPolicyOfBeforeTheFirst) {
   EXPECT_GT(four->objective.ClipFraction(), 0.1);
 }
 
+TEST(TrainerTest, EveryObjectiveTrainsWithManyUpdatesAndEitherOldPolicy) {
+  auto single = MakeSingleRankCollectives();
+  const auto samples = MakeSamples(16);
+  for (const AlgorithmSpec& spec : Algorithms()) {
+    for (const char* old : {"recompute", "rollout"}) {
+      TrainerOptions options = Options(DType::kF32);
+      options.algorithm.set_name(std::string(spec.name));
+      options.algorithm.set_aggregation("auto");
+      options.algorithm.set_old_log_prob(old);
+      auto trainer = MakeFresh(options, single.get());
+      const auto metrics = trainer->Step(samples, 4);
+      ASSERT_TRUE(metrics.ok()) << metrics.status();
+      EXPECT_EQ(metrics->updates, 4) << spec.name;
+      EXPECT_EQ(metrics->skipped, 0) << spec.name;
+      EXPECT_TRUE(std::isfinite(metrics->objective.loss)) << spec.name;
+      EXPECT_EQ(metrics->objective.sequences, 16) << spec.name;
+      const bool one_more_pass = spec.uses_old && std::string(old) == "recompute";
+      EXPECT_EQ(metrics->old_log_prob_seconds > 0, one_more_pass) << spec.name << " " << old;
+      EXPECT_EQ(metrics->reference_seconds, 0) << spec.name;
+      // The mismatch is that of the weights before they moved: all samples where they had a pass of their own, else
+      // those of the first update.
+      EXPECT_EQ(metrics->mismatch.sequences, one_more_pass ? 16 : 4) << spec.name << " " << old;
+    }
+  }
+}
+
+TEST(TrainerTest, MatchedNumericsMakeARecomputedOldPolicyTheSameBits) {
+  TrainerOptions options = Options(DType::kF16);
+  options.algorithm.set_name("grpo");
+  options.learner.set_lr(0);
+  auto single = MakeSingleRankCollectives();
+  auto trainer = MakeFresh(options, single.get());
+  const auto samples = MakeSamples(16);
+  // With lr 0 the policy never moves, and the pass of all samples is packed in other ways than the updates are.
+  const auto metrics = trainer->Step(samples, 4);
+  EXPECT_GT(metrics->old_log_prob_seconds, 0);
+  EXPECT_EQ(metrics->objective.ClipFraction(), 0);
+  const auto again = trainer->Step(samples, 4);
+  const MismatchReport first = metrics->mismatch.Report(), second = again->mismatch.Report();
+  EXPECT_EQ(first.kl_k3, second.kl_k3) << "with lr 0 no figure drifts";
+  EXPECT_EQ(first.sequence_log_ratio_slope, second.sequence_log_ratio_slope);
+  EXPECT_EQ(metrics->objective.loss, again->objective.loss);
+}
+
+TEST(TrainerTest, TheKlPenaltyHoldsThePolicyAtItsReference) {
+  auto single = MakeSingleRankCollectives();
+  const auto samples = MakeSamples(16);
+  double kl[2];
+  for (int strong = 0; strong < 2; ++strong) {
+    TrainerOptions options = Options(DType::kF16);
+    options.learner.set_lr(1e-4f);
+    options.algorithm.set_kl_beta(strong ? 10.0f : 1e-6f);
+    auto trainer = MakeFresh(options, single.get());
+    auto metrics = trainer->Step(samples, 1);
+    ASSERT_TRUE(metrics.ok()) << metrics.status();
+    EXPECT_EQ(metrics->objective.kl_sum, 0) << "at its own reference, bit for bit";
+    EXPECT_GT(metrics->reference_seconds, 0);
+    for (int i = 0; i < 40; ++i) metrics = trainer->Step(samples, 1);
+    kl[strong] = metrics->objective.kl_sum / metrics->objective.tokens;
+    EXPECT_GT(kl[strong], 0);
+    EXPECT_GT(metrics->objective.kl_loss, 0);
+  }
+  EXPECT_LT(kl[1], 0.1 * kl[0]);
+}
+
 class TwoRanks {
  public:
   TwoRanks() {
@@ -246,11 +313,13 @@ class TwoRanks {
 
 struct RankResult {
   std::vector<float> gradient, arena;
-  double loss = 0;
+  double loss = 0, kl_loss = 0;
+  MismatchReport mismatch;
 };
 
-// Rank 1 starts from other weights and follows, as the process does.
-std::vector<RankResult> StepOnTwoRanks(const TrainerOptions& options, const std::vector<TrainSample>& samples) {
+// Rank 1 starts from other weights and follows, as the process does. `prepare`: what rank 0 does before that.
+std::vector<RankResult> StepOnTwoRanks(const TrainerOptions& options, const std::vector<TrainSample>& samples,
+                                       const std::function<void(Trainer&)>& prepare = {}) {
   TwoRanks group;
   std::vector<RankResult> results(2);
   const auto keep = [&results](int rank, const Trainer& trainer) {
@@ -267,6 +336,7 @@ std::vector<RankResult> StepOnTwoRanks(const TrainerOptions& options, const std:
   });
   auto ranks = group.Join(0, "step");
   auto trainer = MakeFresh(options, ranks.get());
+  if (prepare) prepare(*trainer);
   RankLeader leader(ranks.get());
   EXPECT_TRUE(trainer->BroadcastState().ok());
   EXPECT_TRUE(leader.Send(StepMessage()).ok());
@@ -277,6 +347,8 @@ std::vector<RankResult> StepOnTwoRanks(const TrainerOptions& options, const std:
   const auto metrics = trainer->Step(samples, 1);
   EXPECT_TRUE(metrics.ok()) << metrics.status();
   results[0].loss = metrics->objective.loss;
+  results[0].kl_loss = metrics->objective.kl_loss;
+  results[0].mismatch = metrics->mismatch.Report();
   message = StepMessage();
   message.kind = StepMessage::Kind::kEnd;
   EXPECT_TRUE(leader.Send(message).ok());
@@ -322,6 +394,30 @@ TEST(TrainerTest, TwoRanksGiveTheStepOfOneWithinTheBoundOfAnFp32Sum) {
     different += g1 != g2 ? 1 : 0;
   }
   EXPECT_LT(different, one->arena_size()) << "most sums agree";
+}
+
+TEST(TrainerTest, TwoRanksShareTheReferenceAndAddUpTheirFigures) {
+  TrainerOptions options = Options(DType::kF16);
+  options.algorithm.set_kl_beta(0.5f);
+  const auto samples = MakeSamples(24);
+  const auto move_on = [](Trainer& trainer) {  // from the captured reference
+    for (int64_t i = 0; i < trainer.arena_size(); ++i) trainer.arena()[i] *= 1.0f + 0.1f * static_cast<float>(i % 3);
+    trainer.RefreshWeights();
+  };
+  const std::vector<RankResult> two = StepOnTwoRanks(options, samples, move_on);
+  EXPECT_EQ(two[0].arena, two[1].arena);
+  auto single = MakeSingleRankCollectives();
+  auto one = MakeFresh(options, single.get());
+  move_on(*one);
+  const auto metrics = one->Step(samples, 1);
+  EXPECT_GT(metrics->objective.kl_loss, 0);
+  EXPECT_NEAR(two[0].kl_loss, metrics->objective.kl_loss, 1e-12) << "rank 1 has the reference of rank 0";
+  const MismatchReport expected = metrics->mismatch.Report();
+  EXPECT_NEAR(two[0].mismatch.kl_k3, expected.kl_k3, 1e-12);
+  EXPECT_EQ(two[0].mismatch.max_probability_difference, expected.max_probability_difference);
+  EXPECT_EQ(two[0].mismatch.min_probability_difference, expected.min_probability_difference);
+  EXPECT_EQ(two[0].mismatch.sequence_log_ratio_min, expected.sequence_log_ratio_min);
+  EXPECT_NEAR(two[0].mismatch.sequence_log_ratio_slope, expected.sequence_log_ratio_slope, 1e-8);
 }
 
 TEST(StepMessageTest, SurvivesTheWireAndRefusesWhatIsCut) {

@@ -21,7 +21,7 @@ struct Sample {
   v1::FinishReason finish_reason = v1::FINISH_REASON_UNSPECIFIED;
   bool stale_kv_cache = false;
   double reward = 0;
-  std::string dropped_reason;  // empty: counts; else why it does not ("nonfinite", "invalid", "reward")
+  std::string dropped_reason;  // empty: counts; else why it does not ("nonfinite", "invalid", "reward", "no_signal")
 };
 
 // The n samples of one prompt, ascending by sample_index.

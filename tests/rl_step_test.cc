@@ -117,7 +117,7 @@ class RlStepTest : public testing::Test {
            "max_batch_size: 16 max_groups_in_flight: 4 group_timeout_seconds: 60 kv_cache_mib: 4 }\n"
         << "algorithm { name: 'pg_seq_is' advantage: 'mean' aggregation: 'constant' old_log_prob: 'recompute' "
            "max_staleness: "
-        << max_staleness << " }\n"
+        << max_staleness << " " << more_algorithm_ << " }\n"
         << "learner { world_size: " << world_size
         << " dtype: 'fp16' lr: 1e-3 beta1: 0.9 beta2: 0.95 adam_eps: 1e-8 grad_clip: 1 micro_batch_tokens: 256 "
            "threads: 1 loss_scale { mode: 'auto' init: 65536 growth_interval: 3 max_consecutive_skips: 20 } }\n"
@@ -183,6 +183,7 @@ class RlStepTest : public testing::Test {
 
   static constexpr char kBase[] = "base/checkpoints/step-12";
   fs::path dir_;
+  std::string more_algorithm_;  // fields of the algorithm section
 };
 
 TEST_F(RlStepTest, MatchedNumericsGiveLogMuEqualToLogPiInEveryStep) {
@@ -242,6 +243,68 @@ TEST_F(RlStepTest, AKilledLearnerResumesAndTakesTheSameSteps) {
   ASSERT_EQ(learner->Wait(), 0) << Log("killed.log");
   EXPECT_EQ(Fingerprint("clean", 7), Fingerprint("killed", 7));
   ExpectSoundLedger("killed", 7, 224);
+}
+
+TEST_F(RlStepTest, DynamicSamplingReplacesGroupsWithoutSignalAndAKillChangesNothing) {
+  constexpr int kPrompts = 8, kSamples = 4, kBatches = 3;
+  more_algorithm_ = absl::StrCat("dynamic_sampling: true dynamic_sampling_max_batches: ", kBatches);
+  WriteConfig("clean", "rl.jsonl", kBase, 4, 1);
+  {
+    auto server = StartServer("clean", 0);
+    auto learner = StartLearner("clean", ServerAddress("clean", 0));
+    ASSERT_EQ(learner->Wait(), 0) << Log("clean.log");
+  }
+  int extra_groups = 0, accepted = 0;
+  std::ifstream file(Path("clean/metrics.jsonl"));
+  for (std::string line; std::getline(file, line);) {
+    const auto step = nlohmann::json::parse(line);
+    const int extra = step["extra_groups"], left_out = step["no_signal_groups"], samples = step["samples"];
+    EXPECT_LE(extra, (kBatches - 1) * kPrompts);
+    EXPECT_EQ(samples, (kPrompts + extra - left_out) * kSamples) << "what teaches is trained on, all of it";
+    EXPECT_TRUE(samples == kPrompts * kSamples || extra == (kBatches - 1) * kPrompts) << "full, or at the bound";
+    extra_groups += extra;
+    accepted += (kPrompts + extra) * kSamples;
+  }
+  EXPECT_GT(extra_groups, 0) << "a base model this weak has groups without any right answer";
+  ExpectSoundLedger("clean", 4, accepted);
+
+  WriteConfig("killed", "rl.jsonl", kBase, 4, 1);
+  auto server = StartServer("killed", 0);
+  const std::string address = ServerAddress("killed", 0);
+  {
+    auto learner = StartLearner("killed", address, {"--resume"});
+    ASSERT_TRUE(PollUntil([&] { return Steps("killed") >= 3 || !learner->running(); })) << Log("killed.log");
+    learner->Signal(SIGKILL);
+    ASSERT_EQ(learner->Wait(), 128 + SIGKILL) << "the kill must be what ended it\n" << Log("killed.log");
+  }
+  auto learner = StartLearner("killed", address, {"--resume"});
+  ASSERT_EQ(learner->Wait(), 0) << Log("killed.log");
+  EXPECT_EQ(Fingerprint("clean", 4), Fingerprint("killed", 4));
+  ExpectSoundLedger("killed", 4, accepted);
+}
+
+TEST_F(RlStepTest, AKlPenaltyKeepsItsReferenceOverAResume) {
+  more_algorithm_ = "kl_beta: 0.05";
+  WriteConfig("clean", "rl.jsonl", kBase, 4, 1);
+  {
+    auto server = StartServer("clean", 0);
+    ASSERT_EQ(StartLearner("clean", ServerAddress("clean", 0))->Wait(), 0) << Log("clean.log");
+  }
+  WriteConfig("stopped", "rl.jsonl", kBase, 2, 1);
+  auto server = StartServer("stopped", 0);
+  const std::string address = ServerAddress("stopped", 0);
+  ASSERT_EQ(StartLearner("stopped", address)->Wait(), 0) << Log("stopped.log");
+  WriteConfig("stopped", "rl.jsonl", kBase, 4, 1);
+  ASSERT_EQ(StartLearner("stopped", address, {"--resume"})->Wait(), 0) << Log("stopped.log");
+  EXPECT_EQ(Fingerprint("clean", 4), Fingerprint("stopped", 4));
+  double last = 0;
+  std::ifstream file(Path("clean/metrics.jsonl"));
+  for (std::string line; std::getline(file, line);) {
+    const auto step = nlohmann::json::parse(line);
+    last = step["reference_kl"].get<double>();
+    EXPECT_GT(step["seconds"]["reference"].get<double>(), 0);
+  }
+  EXPECT_GT(last, 0) << "the policy has moved from its reference";
 }
 
 TEST_F(RlStepTest, SigtermEndsTheRunWithACheckpointAndExitCodeZero) {

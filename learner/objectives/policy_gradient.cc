@@ -9,12 +9,8 @@ namespace lockstep {
 void PolicyGradient(const ObjectiveBatch& batch, const ObjectiveParams&, std::span<float> d_log_pi,
                     ObjectiveStats& stats) {
   for (size_t i = 0; i + 1 < batch.offsets.size(); ++i) {
-    const double scale = -static_cast<double>(batch.advantage[i]) * batch.loss_weight[i];
-    for (int32_t t = batch.offsets[i]; t < batch.offsets[i + 1]; ++t) {
-      d_log_pi[t] = static_cast<float>(scale);
-      stats.loss += scale * batch.log_pi[t];
-      stats.tokens += 1;
-    }
+    WeightedLogProb(
+        batch, i, [](int32_t) { return TokenWeight{}; }, d_log_pi, stats);
   }
 }
 

@@ -9,20 +9,12 @@ namespace lockstep {
 
 void PolicyGradientTokenIs(const ObjectiveBatch& batch, const ObjectiveParams& params, std::span<float> d_log_pi,
                            ObjectiveStats& stats) {
-  for (size_t i = 0; i + 1 < batch.offsets.size(); ++i) {
-    const double scale = -static_cast<double>(batch.advantage[i]) * batch.loss_weight[i];
-    for (int32_t t = batch.offsets[i]; t < batch.offsets[i + 1]; ++t) {
-      const double rho = ImportanceWeight(static_cast<double>(batch.log_pi[t]) - batch.log_mu[t]);
-      const double weight = std::min(rho, static_cast<double>(params.is_clip));
-      d_log_pi[t] = static_cast<float>(weight * scale);
-      stats.loss += weight * scale * batch.log_pi[t];
-      stats.tokens += 1;
-      stats.clipped_high += rho > params.is_clip ? 1 : 0;
-      stats.weights += 1;
-      stats.weight_sum += weight;
-      stats.weight_square_sum += weight * weight;
-    }
-  }
+  const auto weight_of = [&](int32_t t) {
+    const TokenWeight weight = Truncate(ImportanceWeight(double{batch.log_pi[t]} - batch.log_mu[t]), params.is_clip);
+    stats.AddWeight(weight.weight);
+    return weight;
+  };
+  for (size_t i = 0; i + 1 < batch.offsets.size(); ++i) WeightedLogProb(batch, i, weight_of, d_log_pi, stats);
 }
 
 }  // namespace lockstep
