@@ -46,7 +46,7 @@ absl::Status CheckNames(const v1::RunConfig& c) {
            OneOf("learner.dtype", c.learner().dtype(), dtypes),
            OneOf("data.reward", c.data().reward(), {"exact", "numeric", "math"}),
            OneOf("algorithm.name", c.algorithm().name(),
-                 {"pg", "pg_token_is", "pg_token_tis", "pg_seq_is", "pg_seq_tis", "grpo"}),
+                 {"pg", "pg_token_is", "pg_token_tis", "pg_seq_is", "pg_seq_tis", "pg_seq_mis", "grpo"}),
            OneOf("algorithm.advantage", c.algorithm().advantage(), {"mean", "mean_std"}),
            OneOf("algorithm.aggregation", c.algorithm().aggregation(), {"constant", "sequence_mean", "token_mean"}),
            OneOf("algorithm.old_log_prob", c.algorithm().old_log_prob(), {"recompute", "rollout"}),

@@ -82,7 +82,7 @@ TEST(ConfigTest, RefusesEachBadFileInOneLineWithPlaceAndWayOut) {
       {"numerics: exact\n", "run.yaml: numerics: 'exact' is unknown; use one of matched, native"},
       {"algorithm:\n  name: ppo\n",
        "run.yaml: algorithm.name: 'ppo' is unknown; use one of pg, pg_token_is, pg_token_tis, pg_seq_is, pg_seq_tis, "
-       "grpo"},
+       "pg_seq_mis, grpo"},
       {"data:\n  reward: bleu\n", "run.yaml: data.reward: 'bleu' is unknown; use one of exact, numeric, math"},
       {"weight_sync:\n  transport: mpi\n", "run.yaml: weight_sync.transport: 'mpi' is unknown; use one of gloo"},
       {"rollout:\n  temperature: 0\n", "run.yaml: rollout.temperature: 0 is outside of [0.01, 100]"},

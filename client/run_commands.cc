@@ -74,8 +74,7 @@ int Follow(Launcher& launcher) {
     for (const std::string& event : events) view.Note(event);
     if (!status.ok()) {
       for (const v1::RunStatus& last : watcher.Take()) view.Show(last);
-      if (exit_code != 0) view.Note(absl::StrCat("lockstep: ", std::string(status.message())));
-      return exit_code == 0 ? 0 : 1;
+      return exit_code == 0 ? 0 : Fail(status);
     }
     if (g_interrupts > interrupts) {
       interrupts = g_interrupts;

@@ -49,17 +49,21 @@ expect_line "error: cannot listen on 127.0.0.1:$port" \
 kill -TERM %1
 wait %1 || fail "SIGTERM does not end the server with 0"
 
-echo "== a full disk costs the checkpoint and not the run"
+echo "== a full disk costs the checkpoint and not the steps; with room again the run is resumed to the same figures"
 mkdir small
 if mount -t tmpfs -o size=96k tmpfs small 2> /dev/null; then
+  trap 'code=$?; umount small 2>/dev/null; pkill -KILL -f "$work" 2>/dev/null; rm -rf "$work"; exit $code' EXIT
   mkdir -p full
   ln -s "$work/small" full/checkpoints
-  "$lockstep" run run.yaml run_dir=full > full.log 2>&1
-  code=$?
+  expect_line "free some or set run_dir elsewhere" "$lockstep" run run.yaml run_dir=full
   umount small
-  ((code == 0)) || fail "the run ended with $code: $(tail -n 3 full.log)"
   steps_done full 4 || fail "the run did not go on after the disk was full"
-  grep -qi 'no space' full/logs/learner.log || fail "the learner does not name the full disk"
+  figures full > before.figures
+  grep -q 'checkpoint of step 2 was not written, training goes on' full/logs/learner.log ||
+    fail "the learner does not say that it goes on without the checkpoint"
+  "$lockstep" run run.yaml run_dir=full --resume > full.log 2>&1 || fail "resume: $(tail -n 3 full.log)"
+  [[ -f full/checkpoints/step-4/model.safetensors ]] || fail "the resumed run wrote no checkpoint"
+  [[ $(figures full) == "$(< before.figures)" ]] || fail "figures differ: $(diff before.figures <(figures full))"
 else
   echo "not root: the full disk is left out"
 fi

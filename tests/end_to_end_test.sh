@@ -18,6 +18,16 @@ echo "== another number of servers gives the same figures"
 "$lockstep" run run.yaml run_dir=one rollout.num_servers=1 > one.log 2>&1 || fail "one server: $(tail -n 3 one.log)"
 [[ $(figures run) == "$(figures one)" ]] || fail "figures differ: $(diff <(figures run) <(figures one))"
 
+echo "== servers that run already are used by address, and stay"
+"$bin/rollout_server/lockstep_rollout_server" --config=run/config.pbtxt --address_file=attached.address 2> attached.log &
+server=$!
+wait_for 30 test -s attached.address || fail "the server does not start: $(cat attached.log)"
+"$lockstep" run run.yaml run_dir=attached rollout.addresses="$(< attached.address)" > attach.log 2>&1 ||
+  fail "attached: $(tail -n 3 attach.log)"
+[[ $(figures run) == "$(figures attached)" ]] || fail "figures differ: $(diff <(figures run) <(figures attached))"
+kill -TERM $server || fail "the server ended with the run"
+wait $server || fail "SIGTERM does not end the server with 0"
+
 echo "== native numerics run and report their mismatch"
 "$lockstep" run run.yaml run_dir=native numerics=native trainer.max_steps=2 > native.log 2>&1 || fail "native: $(tail -n 3 native.log)"
 jq -es 'all(.[]; .max_abs_log_ratio < 0.5)' native/metrics.jsonl > /dev/null || fail "native mismatch is large"

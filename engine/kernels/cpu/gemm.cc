@@ -87,65 +87,23 @@ void Tile(const float* a, const char* b, int64_t panel_stride_bytes, int64_t dep
   }
 }
 
-// The native order of few rows: even and odd k are two chains, added at the end. c = R rows of one panel.
-template <int R, DType kType>
-void EvenOddTile(const float* a, const char* b, int64_t depth, float* c, int64_t c_stride) {
-  constexpr int64_t kStep = kPanelWidth * static_cast<int64_t>(DTypeSize(kType));
-  __m256 acc[2][R][2] = {};
-  const auto step = [&](int64_t k, __m256(&chains)[R][2]) __attribute__((always_inline)) {
-    const __m256 low = LoadB<kType>(b + k * kStep), high = LoadB<kType>(b + k * kStep + kStep / 2);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const __m256 value = _mm256_broadcast_ss(a + k * R + r);
-      chains[r][0] = _mm256_fmadd_ps(value, low, chains[r][0]);
-      chains[r][1] = _mm256_fmadd_ps(value, high, chains[r][1]);
-    }
-  };
-  int64_t k = 0;
-  for (; k + 2 <= depth; k += 2) {
-    _mm_prefetch(b + k * kStep + kPrefetchBytes, _MM_HINT_T0);
-    step(k, acc[0]);
-    step(k + 1, acc[1]);
-  }
-  if (k < depth) step(k, acc[0]);
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    _mm256_storeu_ps(c + r * c_stride, _mm256_add_ps(acc[0][r][0], acc[1][r][0]));
-    _mm256_storeu_ps(c + r * c_stride + 8, _mm256_add_ps(acc[0][r][1], acc[1][r][1]));
-  }
-}
-
 using TileFunction = void (*)(const float*, const char*, int64_t, int64_t, bool, float*, int64_t);
 
-// Panels that one call covers, by rows: enough chains to hide the FMA latency.
-constexpr int PanelsAtOnce(int64_t rows) { return rows <= 3 ? 2 : 1; }
+// Panels that one call covers, by rows: enough chains to hide the FMA latency (4 cycles, two a cycle: 8 registers).
+constexpr int PanelsAtOnce(int64_t rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
 template <DType kType>
-constexpr std::array<std::array<TileFunction, 2>, kRows> kTiles = {{
-    {Tile<1, 1, kType>, Tile<1, 2, kType>},
-    {Tile<2, 1, kType>, Tile<2, 2, kType>},
-    {Tile<3, 1, kType>, Tile<3, 2, kType>},
-    {Tile<4, 1, kType>, nullptr},
-    {Tile<5, 1, kType>, nullptr},
-    {Tile<6, 1, kType>, nullptr},
+constexpr std::array<std::array<TileFunction, 3>, kRows> kTiles = {{
+    {Tile<1, 1, kType>, Tile<1, 2, kType>, Tile<1, 4, kType>},
+    {Tile<2, 1, kType>, Tile<2, 2, kType>, nullptr},
+    {Tile<3, 1, kType>, Tile<3, 2, kType>, nullptr},
+    {Tile<4, 1, kType>, nullptr, nullptr},
+    {Tile<5, 1, kType>, nullptr, nullptr},
+    {Tile<6, 1, kType>, nullptr, nullptr},
 }};
 
-using EvenOddFunction = void (*)(const float*, const char*, int64_t, float*, int64_t);
-
-constexpr int64_t kEvenOddRows = 3;
-
-template <DType kType>
-constexpr std::array<EvenOddFunction, kEvenOddRows> kEvenOddTiles = {EvenOddTile<1, kType>, EvenOddTile<2, kType>,
-                                                                     EvenOddTile<3, kType>};
-
-EvenOddFunction FindEvenOddTile(DType dtype, int64_t rows) {
-  const size_t slot = static_cast<size_t>(rows - 1);
-  if (dtype == DType::kF32) return kEvenOddTiles<DType::kF32>[slot];
-  return dtype == DType::kF16 ? kEvenOddTiles<DType::kF16>[slot] : kEvenOddTiles<DType::kBF16>[slot];
-}
-
 TileFunction FindTile(DType dtype, int64_t rows, int panels) {
-  const int slot = panels - 1;
+  const int slot = panels / 2;  // 1, 2, 4
   switch (dtype) {
     case DType::kF32:
       return kTiles<DType::kF32>[static_cast<size_t>(rows - 1)][static_cast<size_t>(slot)];
@@ -174,20 +132,12 @@ struct BlockCall {
   int64_t depth;
   bool first;
   bool matched;
-  bool even_odd;
   DType dtype;
   float* c;
   int64_t c_stride;
 };
 
 void RunBlock(const BlockCall& call) {
-  if (call.even_odd) {
-    const EvenOddFunction tile = FindEvenOddTile(call.dtype, call.rows);
-    for (int64_t panel = 0; panel < call.panels; ++panel) {
-      tile(call.a, call.b + panel * call.panel_stride_bytes, call.depth, call.c + panel * kPanelWidth, call.c_stride);
-    }
-    return;
-  }
   int64_t panel = 0;
   while (panel < call.panels) {
     int at_once = PanelsAtOnce(call.rows);
@@ -198,7 +148,7 @@ void RunBlock(const BlockCall& call) {
     if (call.first || call.matched) {
       tile(call.a, b, call.panel_stride_bytes, call.depth, !call.first, c, call.c_stride);
     } else {
-      float partial[kRows * 2 * kPanelWidth];
+      float partial[kRows * 4 * kPanelWidth];
       const int64_t width = at_once * kPanelWidth;
       tile(call.a, b, call.panel_stride_bytes, call.depth, false, partial, width);
       for (int64_t r = 0; r < call.rows; ++r) {
@@ -225,8 +175,7 @@ class PanelWorker {
         panel_scratch_(panel_scratch),
         element_(static_cast<int64_t>(DTypeSize(shape.b_dtype))) {
     if (pack_b != nullptr || blocks.m > kFewRows) return;
-    even_odd_ = !matched && blocks.m <= kEvenOddRows;
-    if (matched || even_odd_) depth_ = std::max<int64_t>(1, shape.k);
+    depth_ = std::max<int64_t>(1, shape.k);
     if (blocks.count > 1) {
       const int64_t panel_bytes = std::max<int64_t>(1, shape.k * kPanelWidth * element_);
       group_panels_ = std::clamp<int64_t>(kFewRowsGroupBytes / panel_bytes, 1, kGroupPanels);
@@ -261,8 +210,8 @@ class PanelWorker {
       for (int64_t block = 0; block < blocks_.count; ++block) {
         const int64_t row = blocks_.Begin(block);
         const int64_t rows = blocks_.Begin(block + 1) - row;
-        RunBlock({a_ + row * shape_.k + k * rows, rows, b, stride, panels, depth, k == 0, matched_, even_odd_,
-                  shape_.b_dtype, tile_ + row * width, width});
+        RunBlock({a_ + row * shape_.k + k * rows, rows, b, stride, panels, depth, k == 0, matched_, shape_.b_dtype,
+                  tile_ + row * width, width});
       }
     }
     const int64_t column = panel_begin * kPanelWidth;
@@ -280,7 +229,6 @@ class PanelWorker {
   float* tile_;
   void* panel_scratch_;
   const int64_t element_;
-  bool even_odd_ = false;
   int64_t depth_ = kDepth;
   int64_t group_panels_ = kGroupPanels;
 };

@@ -6,10 +6,9 @@
 // (a B slice of 16 panels in fp16 is 256 KiB, half of a small L2; an A block is 12 KiB in L1), 16 panels, 1,024 rows.
 //
 // Reduction order. Matched: every output is one fma chain over ascending k from 0, whatever m, n, the blocking and the
-// threads (the accumulator is reloaded between k blocks). Native: at most 3 rows against packed B take even and odd k
-// as two chains that are added at the end (one panel at a time fills the FMA pipes, and memory is one sequential
-// stream); otherwise each block of 512 k is a chain of its own from 0, and the partial sums are added in ascending
-// order. So native bits depend on the row count, not on the threads.
+// threads (the accumulator is reloaded between k blocks). Native: up to 16 rows against packed B are such chains too;
+// beyond, each block of 512 k is a chain of its own from 0, and the partial sums are added in ascending order. So native
+// bits depend on the row count, not on the threads.
 #ifndef LOCKSTEP_ENGINE_KERNELS_CPU_GEMM_H_
 #define LOCKSTEP_ENGINE_KERNELS_CPU_GEMM_H_
 
