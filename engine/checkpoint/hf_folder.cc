@@ -62,16 +62,37 @@ absl::Status WriteTensors(const std::string& dir, const std::vector<SafetensorsS
   return WriteFileAtomically(dir + "/model.safetensors.index.json", index.dump(2) + "\n");
 }
 
+// Elements of a tensor out of weights: the whole rows that they are in, then the part of them.
+std::function<const float*(int64_t, int64_t, std::vector<float>&)> ReadFromWeights(const Weights& weights,
+                                                                                   const HfTensor& tensor) {
+  const bool is_vector = weights.layout.params[tensor.param].kind == ParamSpec::Kind::kVector;
+  const int64_t cols = is_vector ? 1 : weights.layout.params[tensor.param].cols;
+  return [&weights, param = tensor.param, begin = tensor.row_begin, is_vector, cols](
+             int64_t first, int64_t count, std::vector<float>& scratch) -> const float* {
+    const int64_t row = first / cols, rows = (first + count + cols - 1) / cols - row;
+    scratch.resize(static_cast<size_t>(rows * cols));
+    const Tensor view(scratch.data(), DType::kF32, is_vector ? 1 : rows, is_vector ? rows : cols);
+    weights.GetParamRows(param, begin + row, view);
+    return scratch.data() + (first - row * cols);
+  };
+}
+
 }  // namespace
 
-absl::Status WriteHfFiles(const std::string& dir, const ModelConfig& config, const float* arena, DType dtype,
+absl::Status WriteHfFiles(const std::string& dir, const ModelConfig& config, ParamSource params, DType dtype,
                           const std::string& tokenizer_dir, uint64_t max_shard_bytes) {
   const ParamLayout layout(config);
   std::vector<SafetensorsSource> tensors;
   for (const HfTensor& tensor : layout.hf_tensors) {
     const ParamSpec& param = layout.params[tensor.param];
     const int64_t cols = param.kind == ParamSpec::Kind::kVector ? 1 : param.cols;
-    tensors.push_back({tensor.name, dtype, tensor.shape, arena + param.offset + tensor.row_begin * cols});
+    SafetensorsSource source{tensor.name, dtype, tensor.shape};
+    if (params.weights != nullptr) {
+      source.read = ReadFromWeights(*params.weights, tensor);
+    } else {
+      source.data = params.arena + param.offset + tensor.row_begin * cols;
+    }
+    tensors.push_back(std::move(source));
   }
   absl::Status status = WriteTensors(dir, tensors, max_shard_bytes);
   if (!status.ok()) return status;
@@ -91,7 +112,7 @@ absl::Status WriteHfFiles(const std::string& dir, const ModelConfig& config, con
   return WriteFileAtomically(dir + "/config.json", HfConfigJson(config, dtype));
 }
 
-absl::Status WriteHfFolder(const std::string& dir, const ModelConfig& config, const float* arena, DType dtype,
+absl::Status WriteHfFolder(const std::string& dir, const ModelConfig& config, ParamSource params, DType dtype,
                            const std::string& tokenizer_dir, uint64_t max_shard_bytes) {
   std::string target = dir;
   while (target.size() > 1 && target.back() == '/') target.pop_back();
@@ -102,7 +123,7 @@ absl::Status WriteHfFolder(const std::string& dir, const ModelConfig& config, co
   std::error_code error;
   std::filesystem::remove_all(temporary, error);  // left by an earlier process of the same id
   if (mkdir(temporary.c_str(), 0755) != 0) return ErrnoStatus(errno, "cannot create folder", temporary);
-  absl::Status status = WriteHfFiles(temporary, config, arena, dtype, tokenizer_dir, max_shard_bytes);
+  absl::Status status = WriteHfFiles(temporary, config, params, dtype, tokenizer_dir, max_shard_bytes);
   if (status.ok()) status = SyncDirectory(temporary);
   if (status.ok() && rename(temporary.c_str(), target.c_str()) != 0) {
     status = ErrnoStatus(errno, "cannot rename to", target);

@@ -193,6 +193,10 @@ SafetensorsFile::~SafetensorsFile() {
   if (mapping_ != nullptr) munmap(mapping_, mapping_bytes_);
 }
 
+void SafetensorsFile::ReleasePages() const {
+  if (mapping_ != nullptr) (void)madvise(mapping_, mapping_bytes_, MADV_DONTNEED);
+}
+
 const SafetensorsEntry* SafetensorsFile::Find(std::string_view name) const {
   const auto it = tensors_.find(std::string(name));
   return it == tensors_.end() ? nullptr : &it->second;
@@ -292,15 +296,18 @@ absl::Status WriteSafetensors(const std::string& path, const std::vector<Safeten
   file.Append(&length, 8);
   file.Append(text.data(), text.size());
   std::vector<char> block(static_cast<size_t>(kWriteBlock) * 4);
+  std::vector<float> scratch;
   for (const SafetensorsSource& tensor : tensors) {
     const int64_t count = NumElements(tensor);
     for (int64_t done = 0; done < count && file.status().ok(); done += kWriteBlock) {
       const auto n = static_cast<size_t>(std::min(kWriteBlock, count - done));
+      const float* const values =
+          tensor.read ? tensor.read(done, static_cast<int64_t>(n), scratch) : tensor.data + done;
       if (tensor.dtype == DType::kF32) {
-        file.Append(tensor.data + done, n * 4);
+        file.Append(values, n * 4);
         continue;
       }
-      ConvertFromFloat(tensor.dtype, tensor.data + done, block.data(), n);
+      ConvertFromFloat(tensor.dtype, values, block.data(), n);
       file.Append(block.data(), n * DTypeSize(tensor.dtype));
     }
   }

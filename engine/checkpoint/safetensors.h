@@ -5,6 +5,7 @@
 #define LOCKSTEP_ENGINE_CHECKPOINT_SAFETENSORS_H_
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -47,6 +48,8 @@ class SafetensorsFile {
   const void* Data(const SafetensorsEntry& entry) const { return data_ + entry.begin; }
   // Converts elements [first, first + count) to FP32. INVALID_ARGUMENT for a dtype other than F32, F16, BF16.
   absl::Status ReadFloats(const SafetensorsEntry& entry, int64_t first, int64_t count, float* out) const;
+  // Takes the mapping's pages out of this process; the next read brings them back from the page cache or the disk.
+  void ReleasePages() const;
 
  private:
   SafetensorsFile() = default;
@@ -70,6 +73,8 @@ struct SafetensorsSource {
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;
   const float* data = nullptr;
+  // Instead of data: elements [first, first + count) of the tensor, in `scratch` or elsewhere until the next call.
+  std::function<const float*(int64_t first, int64_t count, std::vector<float>& scratch)> read = nullptr;
 };
 
 // Writes path + ".tmp.PID", fsync, rename, fsync of the folder; on an error the old file is untouched and the temporary

@@ -97,6 +97,7 @@ absl::Status FillFolder(const std::string& dir, int64_t step, const CheckpointCo
   if (mkdir(dir.c_str(), 0755) != 0) return ErrnoStatus(errno, "cannot create folder", dir);
   absl::Status status = WriteHfFiles(dir, *contents.config, contents.arena, contents.dtype, contents.tokenizer_dir);
   if (status.ok()) status = WriteStateFile(dir, contents);
+  if (status.ok() && contents.write_more) status = contents.write_more(dir);
   if (status.ok()) status = WriteManifest(dir, step);
   if (status.ok()) status = SyncDirectory(dir);
   // Proven by reading it back before anything older is given up.
