@@ -111,6 +111,10 @@ absl::Status CheckLora(const v1::RunConfig& c) {
   if (!(c.lora().alpha() > 0)) {
     return Combination(absl::StrCat("lora.alpha: ", c.lora().alpha(), " must be above 0"));
   }
+  if (c.lora().dropout() != 0) {
+    return Combination(absl::StrCat("lora.dropout: ", c.lora().dropout(),
+                                    " is not supported: the learner's pi would not be the policy that sampled; use 0"));
+  }
   std::set<std::string> seen;
   for (const std::string& name : c.lora().target_modules()) {
     const absl::Status status = OneOf("lora.target_modules", name,

@@ -51,12 +51,9 @@ absl::StatusOr<std::unique_ptr<LoraBase>> LoraBase::Load(const LoraOptions& opti
   base->load_.dtype = weights->dtype;
   base->load_.clamp = options.clamp_fp16 && weights->dtype == DType::kF16;
   base->load_.threads = threads;
-  LoadOptions load = base->load_;
-  load.progress = LogLoadProgress(options.base_dir);
-  const absl::Status status = base->reader_->Read(
-      {}, load,
-      [&](int param, int64_t row, int64_t rows, const float* values) { SetRows(weights, param, row, rows, values); });
-  if (!status.ok()) return status;
+  base->load_.progress = LogLoadProgress(options.base_dir);
+  if (absl::Status status = base->LoadBase(weights); !status.ok()) return status;
+  base->load_.progress = nullptr;
   for (const std::vector<int>& adapters : base->layout_.of_param) base->adapted_.push_back(!adapters.empty());
   base->fingerprint_ =
       absl::StrCat("rank ", base->layout_.rank, " alpha ", options.config.alpha(), " modules ",
@@ -64,6 +61,12 @@ absl::StatusOr<std::unique_ptr<LoraBase>> LoraBase::Load(const LoraOptions& opti
   LogInfo("LoRA on ", base->layout_.adapters.size(), " modules: ", base->layout_.total_size,
           " parameters are trained, ", weights->layout.total_size, " are frozen (", options.base_dir, ")");
   return base;
+}
+
+absl::Status LoraBase::LoadBase(Weights* weights) const {
+  return reader_->Read({}, load_, [&](int param, int64_t row, int64_t rows, const float* values) {
+    SetRows(weights, param, row, rows, values);
+  });
 }
 
 absl::Status LoraBase::Merge(const float* adapters, Weights* weights) const {

@@ -31,6 +31,8 @@ class LoraBase {
   static absl::StatusOr<std::unique_ptr<LoraBase>> Load(const LoraOptions& options, int threads, Weights* weights);
 
   const LowRankLayout& layout() const { return layout_; }
+  // All parameters of `weights` become the base's, without adapters: a reference policy.
+  absl::Status LoadBase(Weights* weights) const;
   // The adapted parameters of `weights` become round(base + scale B A). adapters [layout().total_size].
   absl::Status Merge(const float* adapters, Weights* weights) const;
   // What a checkpoint's adapters belong to: rank, alpha, modules, and the digest of the base rounded to the weights'

@@ -101,6 +101,7 @@ absl::StatusOr<std::string> Checkpoints::Write(Trainer& trainer, const RunPositi
   contents.tokenizer_dir = tokenizer_dir_;
   contents.arrays = trainer.StateArrays();
   if (trainer.lora() != nullptr) {
+    contents.more_bytes = static_cast<uint64_t>(trainer.arena_size()) * sizeof(float);
     contents.write_more = [&](const std::string& dir) -> absl::Status {
       const std::string folder = dir + "/adapter";
       std::error_code error;

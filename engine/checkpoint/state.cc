@@ -73,7 +73,8 @@ void RemoveAbandoned(const std::string& checkpoints_dir) {
 
 absl::Status CheckFreeSpace(const std::string& dir, const CheckpointContents& contents) {
   const ParamLayout layout(*contents.config);
-  uint64_t needed = static_cast<uint64_t>(layout.total_size) * DTypeSize(contents.dtype) + kSpareBytes;
+  uint64_t needed =
+      static_cast<uint64_t>(layout.total_size) * DTypeSize(contents.dtype) + kSpareBytes + contents.more_bytes;
   for (const StateArray& array : contents.arrays) needed += static_cast<uint64_t>(array.size) * 4;
   struct statvfs info {};
   if (statvfs(dir.c_str(), &info) != 0) return ErrnoStatus(errno, "cannot ask for the free space of", dir);

@@ -36,6 +36,7 @@ struct CheckpointContents {
   std::vector<StateArray> arrays;
   // Writes more files into the folder before its manifest is made; null: none.
   std::function<absl::Status(const std::string& dir)> write_more = nullptr;
+  uint64_t more_bytes = 0;  // about as many as it writes
 };
 
 // Writes CHECKPOINTS/step-N and returns its path. An existing step-N is replaced only once the new one is proven. On
