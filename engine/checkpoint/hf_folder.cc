@@ -4,8 +4,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <functional>
 #include <utility>
 #include <vector>
 
@@ -63,17 +65,16 @@ absl::Status WriteTensors(const std::string& dir, const std::vector<SafetensorsS
 }
 
 // Elements of a tensor out of weights: the whole rows that they are in, then the part of them.
-std::function<const float*(int64_t, int64_t, std::vector<float>&)> ReadFromWeights(const Weights& weights,
-                                                                                   const HfTensor& tensor) {
+std::function<void(int64_t, int64_t, float*)> FillFromWeights(const Weights& weights, const HfTensor& tensor) {
   const bool is_vector = weights.layout.params[tensor.param].kind == ParamSpec::Kind::kVector;
   const int64_t cols = is_vector ? 1 : weights.layout.params[tensor.param].cols;
-  return [&weights, param = tensor.param, begin = tensor.row_begin, is_vector, cols](
-             int64_t first, int64_t count, std::vector<float>& scratch) -> const float* {
+  return [&weights, param = tensor.param, begin = tensor.row_begin, is_vector, cols](int64_t first, int64_t count,
+                                                                                     float* out) {
     const int64_t row = first / cols, rows = (first + count + cols - 1) / cols - row;
-    scratch.resize(static_cast<size_t>(rows * cols));
-    const Tensor view(scratch.data(), DType::kF32, is_vector ? 1 : rows, is_vector ? rows : cols);
-    weights.GetParamRows(param, begin + row, view);
-    return scratch.data() + (first - row * cols);
+    std::vector<float> values(static_cast<size_t>(rows * cols));
+    weights.GetParamRows(param, begin + row,
+                         Tensor(values.data(), DType::kF32, is_vector ? 1 : rows, is_vector ? rows : cols));
+    std::copy_n(values.data() + (first - row * cols), count, out);
   };
 }
 
@@ -88,7 +89,7 @@ absl::Status WriteHfFiles(const std::string& dir, const ModelConfig& config, Par
     const int64_t cols = param.kind == ParamSpec::Kind::kVector ? 1 : param.cols;
     SafetensorsSource source{tensor.name, dtype, tensor.shape};
     if (params.weights != nullptr) {
-      source.read = ReadFromWeights(*params.weights, tensor);
+      source.fill = FillFromWeights(*params.weights, tensor);
     } else {
       source.data = params.arena + param.offset + tensor.row_begin * cols;
     }

@@ -296,13 +296,17 @@ absl::Status WriteSafetensors(const std::string& path, const std::vector<Safeten
   file.Append(&length, 8);
   file.Append(text.data(), text.size());
   std::vector<char> block(static_cast<size_t>(kWriteBlock) * 4);
-  std::vector<float> scratch;
+  std::vector<float> filled;
   for (const SafetensorsSource& tensor : tensors) {
     const int64_t count = NumElements(tensor);
     for (int64_t done = 0; done < count && file.status().ok(); done += kWriteBlock) {
       const auto n = static_cast<size_t>(std::min(kWriteBlock, count - done));
-      const float* const values =
-          tensor.read ? tensor.read(done, static_cast<int64_t>(n), scratch) : tensor.data + done;
+      const float* values = tensor.data + done;
+      if (tensor.fill) {
+        filled.resize(static_cast<size_t>(kWriteBlock));
+        tensor.fill(done, static_cast<int64_t>(n), filled.data());
+        values = filled.data();
+      }
       if (tensor.dtype == DType::kF32) {
         file.Append(values, n * 4);
         continue;

@@ -73,8 +73,9 @@ struct SafetensorsSource {
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;
   const float* data = nullptr;
-  // Instead of data: elements [first, first + count) of the tensor, in `scratch` or elsewhere until the next call.
-  std::function<const float*(int64_t first, int64_t count, std::vector<float>& scratch)> read = nullptr;
+  // Instead of data: writes elements [first, first + count) to `out`. Called in ascending order, a block at a time, so
+  // that a model can be written that memory does not hold.
+  std::function<void(int64_t first, int64_t count, float* out)> fill = nullptr;
 };
 
 // Writes path + ".tmp.PID", fsync, rename, fsync of the folder; on an error the old file is untouched and the temporary
