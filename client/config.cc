@@ -30,6 +30,9 @@ using google::protobuf::Message;
 const std::map<std::string, std::string>& Aliases() {
   static const auto* aliases = new std::map<std::string, std::string>{
       {"actor_rollout_ref.model.path", "model.path"},
+      {"actor_rollout_ref.model.lora_rank", "lora.rank"},
+      {"actor_rollout_ref.model.lora_alpha", "lora.alpha"},
+      {"actor_rollout_ref.model.target_modules", "lora.target_modules"},
       {"actor_rollout_ref.rollout.n", "rollout.n"},
       {"actor_rollout_ref.rollout.temperature", "rollout.temperature"},
       {"actor_rollout_ref.rollout.top_p", "rollout.top_p"},
@@ -355,6 +358,7 @@ v1::RunConfig DefaultRunConfig() {
   eval->set_temperature(0.6f);
   eval->set_top_p(0.95f);
   config.mutable_model();
+  config.mutable_lora()->set_alpha(16);
   return config;
 }
 

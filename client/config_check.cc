@@ -157,6 +157,32 @@ absl::Status CheckAlgorithm(const v1::RunConfig& c) {
   return absl::OkStatus();
 }
 
+// Which layers the model has is for the learner to say.
+absl::Status CheckLora(const v1::RunConfig& c) {
+  if (c.lora().rank() == 0) {
+    if (c.model().adapter().empty()) return absl::OkStatus();
+    return Combination("model.adapter: needs lora.rank, lora.alpha and lora.target_modules of the adapter");
+  }
+  if (c.lora().rank() > 1024) return Within("lora.rank", c.lora().rank(), 0, 1024);
+  if (!(c.lora().alpha() > 0)) {
+    return Combination(absl::StrCat("lora.alpha: ", c.lora().alpha(), " must be above 0"));
+  }
+  if (c.lora().dropout() != 0) {
+    return Combination(absl::StrCat("lora.dropout: ", c.lora().dropout(),
+                                    " is not supported: the learner's pi would not be the policy that sampled; use 0"));
+  }
+  std::set<std::string> seen;
+  for (const std::string& name : c.lora().target_modules()) {
+    const absl::Status status = OneOf("lora.target_modules", name,
+                                      {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"});
+    if (!status.ok()) return status;
+    if (!seen.insert(name).second) {
+      return Combination(absl::StrCat("lora.target_modules: '", name, "' is named twice"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status ValidateRunConfig(const v1::RunConfig& given) {
@@ -164,6 +190,7 @@ absl::Status ValidateRunConfig(const v1::RunConfig& given) {
   ResolveAlgorithm(c.mutable_algorithm());
   if (absl::Status status = CheckNames(c); !status.ok()) return status;
   if (absl::Status status = CheckRanges(c); !status.ok()) return status;
+  if (absl::Status status = CheckLora(c); !status.ok()) return status;
   if (c.run_dir().empty()) return Combination("run_dir: is empty; name the folder of the run");
   if (c.rollout().top_p() < 1 || c.rollout().top_k() > 0) {
     return Combination(
@@ -224,6 +251,10 @@ absl::Status CheckModelFolder(const v1::RunConfig& c, bool needs_tokenizer) {
                                               " does not exist; it must be a Hugging Face folder with config.json, "
                                               "model.safetensors and tokenizer.json"));
     }
+  }
+  if (!c.model().adapter().empty() && !Exists(c.model().adapter() + "/adapter_config.json")) {
+    return absl::NotFoundError(absl::StrCat("model.adapter: ", c.model().adapter(),
+                                            "/adapter_config.json does not exist; name a PEFT adapter folder"));
   }
   return absl::OkStatus();
 }

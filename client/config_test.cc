@@ -142,6 +142,16 @@ TEST(ConfigTest, RefusesEachBadFileInOneLineWithPlaceAndWayOut) {
        "run.yaml: trainer.updates_per_step: 3 does not divide trainer.prompts_per_step 10"},
       {"rollout: {n: 1}\nalgorithm: {advantage: mean_std}\n",
        "run.yaml: algorithm.advantage: 'mean_std' needs rollout.n >= 2"},
+      {"lora: {rank: 4, alpha: 0}\n", "run.yaml: lora.alpha: 0 must be above 0"},
+      {"lora: {rank: 2000}\n", "run.yaml: lora.rank: 2000 is outside of [0, 1024]"},
+      {"lora: {rank: 4, dropout: 0.1}\n",
+       "run.yaml: lora.dropout: 0.1 is not supported: the learner's pi would not be the policy that sampled; use 0"},
+      {"lora: {rank: 4, target_modules: [q_proj, lm_head]}\n",
+       "run.yaml: lora.target_modules: 'lm_head' is unknown; use one of q_proj, k_proj, v_proj, o_proj, gate_proj, "
+       "up_proj, down_proj"},
+      {"lora: {rank: 4, target_modules: [q_proj, q_proj]}\n", "run.yaml: lora.target_modules: 'q_proj' is named twice"},
+      {"model: {adapter: a}\n",
+       "run.yaml: model.adapter: needs lora.rank, lora.alpha and lora.target_modules of the adapter"},
       {"learner: {loss_scale: {mode: \"off\"}}\n",
        "run.yaml: learner.loss_scale.mode: 'off' with learner.dtype fp16 lets small gradients vanish; use auto, or "
        "dtype "

@@ -11,6 +11,7 @@
 #include "engine/kernels/packed_matrix.h"
 #include "engine/model/decoder.h"
 #include "engine/model/kv_plan.h"
+#include "engine/model/low_rank.h"
 
 namespace lockstep {
 namespace {
@@ -54,16 +55,28 @@ int64_t LargestMicroBatch(const MemoryInputs& in) {
   return std::max(std::min(micro, step), LongestSample(in));
 }
 
-ProcessMemory TrainingLearner(const MemoryInputs& in) {
+absl::StatusOr<ProcessMemory> TrainingLearner(const MemoryInputs& in) {
   const uint64_t params = static_cast<uint64_t>(ParamLayout(in.model).total_size);
+  uint64_t trained = params;
+  if (const v1::LoraConfig& lora = in.config.lora(); lora.rank() > 0) {  // the base stays in its mapped files
+    const auto layout = MakeLowRankLayout(in.model, lora.rank(), lora.alpha(),
+                                          {lora.target_modules().begin(), lora.target_modules().end()});
+    if (!layout.ok()) return layout.status();
+    trained = static_cast<uint64_t>(layout->total_size);
+  }
   ProcessMemory learner;
   learner.name = "learner";
   learner.count = std::max<uint32_t>(1, in.config.learner().world_size());
   auto& pools = learner.pools;
   pools.push_back({"weights", WeightsBytes(in.model, in.learner_dtype)});
-  pools.push_back({"master", 4 * params});
-  pools.push_back({"gradient", 4 * params});
-  pools.push_back({"Adam moments", 8 * params});
+  if (in.mode == LearnerMode::kReinforce && in.config.algorithm().kl_beta() > 0) {
+    // The reference; while it is captured, its FP32 copy is there too.
+    pools.push_back({"reference weights", WeightsBytes(in.model, in.learner_dtype)});
+    pools.push_back({"reference's FP32 copy", 4 * params});
+  }
+  pools.push_back({"master", 4 * trained});
+  pools.push_back({"gradient", 4 * trained});
+  pools.push_back({"Adam moments", 8 * trained});
   pools.push_back({"activations", Decoder::TrainingBytes(in.model, in.learner_dtype, LargestMicroBatch(in),
                                                          in.config.learner().activation_recompute())});
   if (in.mode == LearnerMode::kReinforce) {
@@ -131,7 +144,7 @@ std::string WayOut(const MemoryPlan& plan) {
     if (pool.name == "activations") way = "lower learner.micro_batch_tokens or set learner.activation_recompute: true";
     if (pool.name == "KV cache") way = "set rollout.kv_cache_mib or lower rollout.max_batch_size";
     if (pool.name == "shadow weights") way = "lower rollout.num_servers";
-    if (pool.name == "Adam moments") way = "take a smaller model";
+    if (pool.name == "Adam moments") way = "set lora.rank, or take a smaller model";
     if (!way.empty() && std::find(ways.begin(), ways.end(), way) == ways.end()) ways.push_back(way);
   }
   std::string text;
@@ -199,7 +212,11 @@ absl::StatusOr<MemoryPlan> PlanMemory(const MemoryInputs& in) {
   const bool trains = in.mode == LearnerMode::kReinforce || in.mode == LearnerMode::kPretrain;
   ProcessMemory learner;
   learner.name = "learner";
-  if (trains) learner = TrainingLearner(in);
+  if (trains) {
+    auto training = TrainingLearner(in);
+    if (!training.ok()) return training.status();
+    learner = *std::move(training);
+  }
   AddProcessPools(in, in.data_bytes, &learner);
   plan.processes.push_back(std::move(learner));
   if (in.mode != LearnerMode::kPretrain && in.config.rollout().addresses().empty()) {

@@ -75,6 +75,24 @@ TEST(MemoryPlanTest, HasEveryPoolOfEveryProcess) {
   EXPECT_NE(plan->Text().find("2 rollout servers of "), std::string::npos) << plan->Text();
 }
 
+TEST(MemoryPlanTest, AdaptersTakeSixteenBytesAnElementAndAReferenceItsWeights) {
+  MemoryInputs inputs = SomeInputs();
+  inputs.config.mutable_lora()->set_rank(2);
+  inputs.config.mutable_lora()->set_alpha(4);
+  inputs.config.mutable_lora()->add_target_modules("o_proj");
+  inputs.config.mutable_algorithm()->set_kl_beta(0.1f);
+  const auto plan = PlanMemory(inputs);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const ModelConfig& model = inputs.model;
+  const uint64_t elements = model.num_layers * 2 * (model.hidden_size + model.num_heads * model.head_dim);
+  EXPECT_EQ(Pool(*plan, "learner", "master"), 4 * elements);
+  EXPECT_EQ(Pool(*plan, "learner", "gradient"), 4 * elements);
+  EXPECT_EQ(Pool(*plan, "learner", "Adam moments"), 8 * elements);
+  EXPECT_EQ(Pool(*plan, "learner", "reference weights"), WeightsBytes(model, DType::kF16));
+  inputs.config.mutable_lora()->set_target_modules(0, "c_proj");
+  EXPECT_EQ(PlanMemory(inputs).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST(MemoryPlanTest, AMicroBatchIsNoLargerThanAStepAndNoSmallerThanASample) {
   MemoryInputs inputs = SomeInputs();
   const auto activations = [&inputs] { return Pool(*PlanMemory(inputs), "learner", "activations"); };

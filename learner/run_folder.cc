@@ -14,6 +14,7 @@
 #include "absl/time/clock.h"
 #include "engine/base/log.h"
 #include "engine/base/process.h"
+#include "engine/checkpoint/adapter.h"
 #include "engine/checkpoint/state.h"
 
 namespace lockstep {
@@ -96,10 +97,20 @@ absl::StatusOr<std::string> Checkpoints::Write(Trainer& trainer, const RunPositi
   const absl::Time start = absl::Now();
   CheckpointContents contents;
   contents.config = &model_;
-  contents.arena = trainer.arena();
+  contents.arena = trainer.params();
   contents.dtype = dtype_;
   contents.tokenizer_dir = tokenizer_dir_;
   contents.arrays = trainer.StateArrays();
+  if (trainer.lora() != nullptr) {
+    contents.more_bytes = static_cast<uint64_t>(trainer.arena_size()) * sizeof(float);
+    contents.write_more = [&](const std::string& dir) -> absl::Status {
+      const std::string folder = dir + "/adapter";
+      std::error_code error;
+      std::filesystem::create_directory(folder, error);
+      if (error) return absl::UnavailableError(absl::StrCat("cannot create folder ", folder, ": ", error.message()));
+      return WriteAdapterFiles(folder, tokenizer_dir_, *trainer.lora(), trainer.arena());
+    };
+  }
   trainer.SaveState(&contents.values);
   contents.values["step"] = absl::StrCat(position.step);
   contents.values["weight_version"] = absl::StrCat(position.weight_version);

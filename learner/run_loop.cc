@@ -338,7 +338,7 @@ absl::Status RunLoop::PublishWeights(v1::StepSummary* summary) {
   const absl::Time start = absl::Now();
   const std::vector<std::string> addresses = parts_.rollouts->LiveAddresses();
   const auto report =
-      parts_.publisher->Publish(parts_.epoch, position_.weight_version, parts_.trainer->arena(), addresses);
+      parts_.publisher->Publish(parts_.epoch, position_.weight_version, parts_.trainer->params(), addresses);
   std::vector<std::string> updated;
   if (report.ok()) {
     for (const ServerUpdate& server : report->servers) {

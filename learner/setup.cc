@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/log.h"
 #include "engine/base/process.h"
+#include "engine/checkpoint/adapter.h"
 #include "engine/checkpoint/hf_folder.h"
 #include "google/protobuf/text_format.h"
 
@@ -101,6 +102,17 @@ absl::Status LoadEvalData(LearnerSetup* setup) {
                       own ? "eval.max_tokens" : "rollout.max_tokens");
 }
 
+absl::Status LoadInitialAdapters(const LearnerSetup& setup, Trainer& trainer) {
+  const std::string& adapter = setup.config.model().adapter();
+  if (adapter.empty()) {
+    InitializeLowRank(*trainer.lora(), setup.config.seed(), trainer.arena());
+  } else if (absl::Status status = LoadAdapter(adapter, *trainer.lora(), trainer.arena()); !status.ok()) {
+    return status;
+  }
+  trainer.RefreshWeights();
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<LearnerMode> ParseLearnerMode(const std::string& name) {
@@ -161,6 +173,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> MakeTrainer(const LearnerSetup& setup, 
   options.numerics = setup.numerics;
   options.learner = setup.config.learner();
   options.algorithm = setup.config.algorithm();
+  options.lora = {setup.config.lora(), setup.config.model().path(), setup.config.model().clamp_fp16()};
   if (setup.mode == LearnerMode::kPretrain) {  // supervised steps use no objective
     options.algorithm.set_name("pg");
     options.algorithm.set_kl_beta(0);
@@ -171,6 +184,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> MakeTrainer(const LearnerSetup& setup, 
 }
 
 absl::Status LoadInitialWeights(const LearnerSetup& setup, Trainer& trainer) {
+  if (trainer.lora() != nullptr) return LoadInitialAdapters(setup, trainer);
   const std::string& path = setup.config.model().path();
   const bool has_weights = std::filesystem::exists(path + "/model.safetensors") ||
                            std::filesystem::exists(path + "/model.safetensors.index.json");

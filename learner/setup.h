@@ -44,7 +44,8 @@ absl::StatusOr<v1::RunConfig> ReadRunConfig(const std::string& path);
 // Loads and cross-checks; makes run_dir. Ranks above 0 load no data.
 absl::StatusOr<LearnerSetup> LoadLearnerSetup(const v1::RunConfig& config, LearnerMode mode, bool with_data);
 absl::StatusOr<std::unique_ptr<Trainer>> MakeTrainer(const LearnerSetup& setup, Collectives* collectives);
-// The masters from model.path; in pretraining, where the folder has no weights, random ones by seed.
+// With LoRA the adapters from model.adapter, or new ones by seed. Otherwise the masters from model.path; in
+// pretraining, where the folder has no weights, random ones by seed.
 absl::Status LoadInitialWeights(const LearnerSetup& setup, Trainer& trainer);
 
 }  // namespace lockstep

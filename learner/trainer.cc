@@ -90,6 +90,7 @@ struct Trainer::Impl {
   std::unique_ptr<ThreadPool> pool;
   std::unique_ptr<Weights> weights;
   std::unique_ptr<Weights> reference;  // null without a KL penalty
+  std::unique_ptr<LoraBase> lora;      // null: all parameters are trained
   LossScaler scaler;
   int64_t size = 0;  // elements of each arena
   Buffer master, moment1, moment2, gradient;
@@ -107,6 +108,9 @@ struct Trainer::Impl {
                        TrainMetrics* metrics);
   void Coefficients(const MicroBatch& batch, bool supervised, std::span<const float> log_pi,
                     std::span<const float> entropy, std::vector<float>* d_log_pi, TrainMetrics* metrics);
+  void Backward(const MicroBatch& batch, float temperature, const float* coefficient);
+  void ApplyAdamW(AdamWParams adam);
+  absl::Status Refresh();
   absl::Status Update(std::span<const TrainSample> samples, TrainMetrics* metrics);
   absl::Status ReduceAndStep(TrainMetrics* metrics);
   absl::Status ReduceMetrics(TrainMetrics* metrics);
@@ -231,8 +235,30 @@ void Trainer::Impl::ForwardBackward(std::span<const TrainSample> samples, std::s
     // A micro-batch without a gradient (all advantages 0) needs no backward pass.
     if (std::all_of(coefficient.begin(), coefficient.end(), [](float c) { return c == 0.0f; })) continue;
     for (float& c : coefficient) c *= scale;
-    decoder->Backward(*weights, batch.packed, temperature, coefficient.data(), gradient.As<float>());
+    Backward(batch, temperature, coefficient.data());
   }
+}
+
+void Trainer::Impl::Backward(const MicroBatch& batch, float temperature, const float* coefficient) {
+  if (lora == nullptr) return decoder->Backward(*weights, batch.packed, temperature, coefficient, gradient.As<float>());
+  const LowRankGradients gradients{&lora->layout(), master.As<float>(), gradient.As<float>()};
+  decoder->Backward(*weights, batch.packed, temperature, coefficient, gradients);
+}
+
+void Trainer::Impl::ApplyAdamW(AdamWParams adam) {
+  const auto step = [&](int64_t offset, int64_t count, bool decay) {
+    adam.weight_decay = decay ? options.learner.weight_decay() : 0.0f;
+    AdamWStep(adam, master.As<float>() + offset, moment1.As<float>() + offset, moment2.As<float>() + offset,
+              gradient.As<float>() + offset, count, *pool);
+  };
+  if (lora != nullptr) return step(0, size, /*decay=*/true);  // A and B are matrices, every one
+  for (const ParamSpec& param : weights->layout.params) step(param.offset, param.size(), param.weight_decay);
+}
+
+absl::Status Trainer::Impl::Refresh() {
+  if (lora != nullptr) return lora->Merge(master.As<float>(), weights.get());
+  weights->SetFromArena(master.As<float>());
+  return absl::OkStatus();
 }
 
 absl::Status Trainer::Impl::ReduceAndStep(TrainMetrics* metrics) {
@@ -266,12 +292,8 @@ absl::Status Trainer::Impl::ReduceAndStep(TrainMetrics* metrics) {
   const double limit = options.learner.grad_clip();
   const double clip = limit > 0 && norm > limit ? limit / (norm + 1e-6) : 1.0;  // as torch.nn.utils.clip_grad_norm_
   adam.grad_multiplier = static_cast<float>(clip / scaler.scale());
-  for (const ParamSpec& param : weights->layout.params) {
-    adam.weight_decay = param.weight_decay ? options.learner.weight_decay() : 0.0f;
-    AdamWStep(adam, master.As<float>() + param.offset, moment1.As<float>() + param.offset,
-              moment2.As<float>() + param.offset, gradients + param.offset, param.size(), *pool);
-  }
-  weights->SetFromArena(master.As<float>());
+  ApplyAdamW(adam);
+  if (absl::Status status = Refresh(); !status.ok()) return status;
   return scaler.Update(true);
 }
 
@@ -325,6 +347,12 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const TrainerOptions& o
   impl->pool = std::make_unique<ThreadPool>(threads);
   impl->weights = std::make_unique<Weights>(options.config, options.dtype);
   impl->size = impl->weights->layout.total_size;
+  if (options.lora.config.rank() > 0) {
+    auto lora = LoraBase::Load(options.lora, threads, impl->weights.get());
+    if (!lora.ok()) return lora.status();
+    impl->lora = *std::move(lora);
+    impl->size = impl->lora->layout().total_size;
+  }
   const size_t bytes = static_cast<size_t>(impl->size) * sizeof(float);
   for (Buffer* buffer : {&impl->master, &impl->moment1, &impl->moment2, &impl->gradient}) *buffer = Buffer(bytes);
   return std::unique_ptr<Trainer>(new Trainer(std::move(impl)));
@@ -363,7 +391,14 @@ absl::StatusOr<TrainMetrics> Trainer::SupervisedStep(const std::vector<TrainSamp
 float* Trainer::arena() { return impl_->master.As<float>(); }
 const float* Trainer::arena() const { return impl_->master.As<float>(); }
 int64_t Trainer::arena_size() const { return impl_->size; }
-void Trainer::RefreshWeights() { impl_->weights->SetFromArena(arena()); }
+const LowRankLayout* Trainer::lora() const { return impl_->lora == nullptr ? nullptr : &impl_->lora->layout(); }
+ParamSource Trainer::params() const {
+  return impl_->lora == nullptr ? ParamSource(arena()) : ParamSource(impl_->weights.get());
+}
+void Trainer::RefreshWeights() {
+  const absl::Status status = impl_->Refresh();
+  LOCKSTEP_CHECK(status.ok(), "the base has been read whole before: it can be read again");
+}
 const float* Trainer::gradients() const { return impl_->gradient.As<float>(); }
 const LossScaler& Trainer::loss_scaler() const { return impl_->scaler; }
 int64_t Trainer::optimizer_steps() const { return impl_->adam_step; }
@@ -392,6 +427,11 @@ absl::Status Trainer::Impl::BroadcastReference() {
 }
 
 std::vector<StateArray> Trainer::StateArrays() {
+  if (impl_->lora != nullptr) {
+    return {{"lora", impl_->master.As<float>(), impl_->size},
+            {"lora_adam_m", impl_->moment1.As<float>(), impl_->size},
+            {"lora_adam_v", impl_->moment2.As<float>(), impl_->size}};
+  }
   return {{"master", impl_->master.As<float>(), impl_->size},
           {"adam_m", impl_->moment1.As<float>(), impl_->size},
           {"adam_v", impl_->moment2.As<float>(), impl_->size}};
@@ -404,6 +444,7 @@ void Trainer::SaveState(StateValues* values) const {
   (*values)["loss_scale_growth_tracker"] = absl::StrCat(scaler.growth_tracker);
   (*values)["loss_scale_skips_at_floor"] = absl::StrCat(scaler.consecutive_skips_at_floor);
   (*values)["skipped_steps_total"] = absl::StrCat(scaler.skipped_steps_total);
+  if (impl_->lora != nullptr) (*values)["lora"] = impl_->lora->fingerprint();
 }
 
 absl::Status Trainer::RestoreState(const StateValues& values) {
@@ -421,9 +462,13 @@ absl::Status Trainer::RestoreState(const StateValues& values) {
       !absl::SimpleAtoi(text("skipped_steps_total"), &scaler.skipped_steps_total)) {
     return absl::DataLossError("the checkpoint's trainer values are missing or malformed (adam_step, loss_scale, ...)");
   }
+  const std::string fingerprint = impl_->lora == nullptr ? "" : impl_->lora->fingerprint();
+  if (text("lora") != fingerprint) {
+    return absl::FailedPreconditionError(absl::StrCat("the state is of LoRA ", text("lora"), ", this process has ",
+                                                      fingerprint, "; use the same lora section and model.path"));
+  }
   impl_->scaler.Restore(scaler);
-  RefreshWeights();
-  return absl::OkStatus();
+  return impl_->Refresh();
 }
 
 absl::Status Trainer::BroadcastState() {

@@ -17,6 +17,9 @@
 // Ranks: the sum over micro-batches is taken in another order than on one rank. For an element g = sum_j g_j over M
 // micro-batches, |g(2 ranks) - g(1 rank)| <= 2 (M - 1) 2^-24 sum_j |g_j|, the bound of any two orders of an FP32 sum.
 // All ranks hold the same bits after every update.
+//
+// With lora.rank > 0 what is trained, and lies in the arenas, are the adapters (learner/lora.h); the decoder computes
+// with round(base + scale B A). The rest of this file holds as it stands.
 #ifndef LOCKSTEP_LEARNER_TRAINER_H_
 #define LOCKSTEP_LEARNER_TRAINER_H_
 
@@ -31,6 +34,7 @@
 #include "engine/kernels/ops.h"
 #include "engine/model/model.h"
 #include "learner/collectives.h"
+#include "learner/lora.h"
 #include "learner/loss_scaler.h"
 #include "learner/mismatch.h"
 #include "learner/objective.h"
@@ -54,6 +58,7 @@ struct TrainerOptions {
   Numerics numerics = Numerics::kMatched;
   v1::LearnerConfig learner;
   v1::AlgorithmConfig algorithm;
+  LoraOptions lora;                 // rank 0: all parameters are trained
   float temperature = 1;            // of the sampling distribution; supervised steps use 1
   int64_t max_response_tokens = 1;  // the constant of algorithm.aggregation: constant
   absl::Duration collective_timeout = absl::Seconds(120);
@@ -80,7 +85,7 @@ struct TrainMetrics {
 
 class Trainer {
  public:
-  // The masters start at zero: set them through arena() and call RefreshWeights.
+  // The masters start at zero: set them through arena() and call RefreshWeights. With LoRA the base is loaded here.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(const TrainerOptions& options, Collectives* collectives);
   ~Trainer();
 
@@ -90,11 +95,15 @@ class Trainer {
   // Supervised: loss = -1/N sum over the N response tokens of log pi.
   absl::StatusOr<TrainMetrics> SupervisedStep(const std::vector<TrainSample>& samples);
 
-  // FP32 masters [layout.total_size].
+  // FP32 masters of what is trained: all parameters [layout.total_size], or the adapters [lora()->total_size].
   float* arena();
   const float* arena() const;
   int64_t arena_size() const;
-  // Rounds the compute copy from the masters.
+  // Null without LoRA.
+  const LowRankLayout* lora() const;
+  // All parameters as rollout servers and checkpoints need them: the masters, or with LoRA the merged weights.
+  ParamSource params() const;
+  // Rounds the compute copy from the masters, or merges the adapters into it.
   void RefreshWeights();
   // With algorithm.kl_beta > 0: the reference is the weights of now, until the next call.
   bool needs_reference() const;

@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <netdb.h>
 #include <sys/socket.h>
@@ -12,6 +13,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
 
 namespace lockstep {
 namespace {
@@ -42,9 +44,32 @@ std::string BindError(const std::string& bind, int port) {
   return reason.empty() ? "the port was taken for a moment" : reason;
 }
 
+// gRPC 1.51 ends the threads that run callbacks with the last channel that uses them, and takes the queue apart under
+// one that is still in it: the process aborts ("assertion failed: prior > 0"). A channel that is never given back keeps
+// them: a call that has ended before it began makes it a user.
+void KeepCallbackThreads() {
+  struct Keeper {
+    grpc::GenericStub stub{grpc::CreateChannel("ipv4:127.0.0.1:9", grpc::InsecureChannelCredentials())};
+    grpc::ClientContext context;
+    grpc::Slice nothing{""};
+    grpc::ByteBuffer request{&nothing, 1}, response;
+  };
+  static const Keeper* const keeper = [] {
+    auto* made = new Keeper;
+    absl::Notification ended;
+    made->context.set_deadline(std::chrono::system_clock::now() - std::chrono::seconds(1));
+    made->stub.UnaryCall(&made->context, "/lockstep.Keep/Threads", grpc::StubOptions(), &made->request, &made->response,
+                         [&ended](const grpc::Status&) { ended.Notify(); });
+    ended.WaitForNotification();
+    return made;
+  }();
+  (void)keeper;
+}
+
 }  // namespace
 
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
+  KeepCallbackThreads();
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);

@@ -32,6 +32,18 @@ echo "== native numerics run and report their mismatch"
 "$lockstep" run run.yaml run_dir=native numerics=native trainer.max_steps=2 > native.log 2>&1 || fail "native: $(tail -n 3 native.log)"
 jq -es 'all(.[]; .max_abs_log_ratio < 0.5)' native/metrics.jsonl > /dev/null || fail "native mismatch is large"
 
+echo "== adapters are trained, written for peft, and gone on from"
+"$lockstep" run run.yaml run_dir=lora lora.rank=4 lora.alpha=16 lora.target_modules=q_proj,v_proj,down_proj \
+  trainer.max_steps=2 > lora.log 2>&1 || fail "lora: $(tail -n 3 lora.log)"
+jq -es 'all(.[]; .max_abs_log_ratio == 0)' lora/metrics.jsonl > /dev/null || fail "matched numerics with adapters"
+adapter=lora/checkpoints/step-2/adapter
+jq -e '.r == 4 and .lora_alpha == 16 and .target_modules == ["q_proj", "v_proj", "down_proj"]' \
+  $adapter/adapter_config.json > /dev/null || fail "adapter_config.json: $(cat $adapter/adapter_config.json)"
+"$lockstep" run run.yaml run_dir=lora2 model.adapter=$adapter lora.rank=4 lora.alpha=16 \
+  lora.target_modules=q_proj,v_proj,down_proj trainer.max_steps=1 > lora2.log 2>&1 || fail "lora2: $(tail -n 3 lora2.log)"
+expect_line "r is 4, lora.rank is 2" "$lockstep" run run.yaml run_dir=lora3 model.adapter=$adapter lora.rank=2
+expect_line "'lm_head' is unknown" "$lockstep" run run.yaml run_dir=lora3 lora.rank=2 lora.target_modules=lm_head
+
 echo "== control commands"
 "$lockstep" run run.yaml run_dir=long trainer.max_steps=100000 trainer.checkpoint_every=0 --detach > detach.log 2>&1 ||
   fail "detach: $(cat detach.log)"

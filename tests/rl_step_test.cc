@@ -124,7 +124,8 @@ class RlStepTest : public testing::Test {
         << "weight_sync { transport: 'gloo' bucket_mib: 1 timeout_seconds: 30 in_flight: 'continue' }\n"
         << "trainer { prompts_per_step: 8 updates_per_step: " << updates << " max_steps: " << max_steps
         << " checkpoint_every: 2 keep_checkpoints: 2 }\n"
-        << "numerics: 'matched' seed: 5 run_dir: '" << Path(run) << "'\n";
+        << "numerics: 'matched' seed: 5 run_dir: '" << Path(run) << "'\n"
+        << more_config_;
   }
 
   std::unique_ptr<Process> StartServer(const std::string& run, int index) {
@@ -181,10 +182,28 @@ class RlStepTest : public testing::Test {
     EXPECT_EQ(counts->committed + counts->dropped, samples);
   }
 
+  void TrainInTwoProcesses() {
+    WriteConfig("run", "rl.jsonl", kBase, 3, 2);
+    auto server = StartServer("run", 0);
+    auto rank0 = StartLearner("run", ServerAddress("run", 0));
+    ASSERT_TRUE(PollUntil([&] { return fs::exists(Path("run-learner.address")) || !rank0->running(); }));
+    std::string address = ReadFile(Path("run-learner.address")).value_or("");
+    address = address.substr(0, address.find('\n'));
+    Process rank1(
+        {Binary("learner/lockstep_learner"), "--config=" + Path("run.pbtxt"), "--rank=1", "--rank0_address=" + address},
+        Path("run-1.log"));
+    EXPECT_EQ(rank0->Wait(), 0) << Log("run.log");
+    EXPECT_EQ(rank1.Wait(), 0) << Log("run-1.log");
+    ExpectSoundLedger("run", 3, 96);
+  }
+
   static constexpr char kBase[] = "base/checkpoints/step-12";
   fs::path dir_;
   std::string more_algorithm_;  // fields of the algorithm section
+  std::string more_config_;     // of the runs that are written after it is set
 };
+
+constexpr char kLora[] = "lora { rank: 4 alpha: 32 }\n";
 
 TEST_F(RlStepTest, MatchedNumericsGiveLogMuEqualToLogPiInEveryStep) {
   WriteConfig("run", "rl.jsonl", kBase, 3, 1, /*max_staleness=*/0, /*updates=*/1);
@@ -307,6 +326,66 @@ TEST_F(RlStepTest, AKlPenaltyKeepsItsReferenceOverAResume) {
   EXPECT_GT(last, 0) << "the policy has moved from its reference";
 }
 
+TEST_F(RlStepTest, ALoraRunIsMatchedAndAnotherRunGoesOnFromItsAdapter) {
+  more_config_ = kLora;
+  WriteConfig("run", "rl.jsonl", kBase, 3, 1, /*max_staleness=*/0, /*updates=*/1);
+  auto server = StartServer("run", 0);
+  auto learner = StartLearner("run", ServerAddress("run", 0));
+  ASSERT_EQ(learner->Wait(), 0) << Log("run.log");
+  std::ifstream file(Path("run/metrics.jsonl"));
+  int steps = 0, moved = 0;
+  for (std::string line; std::getline(file, line); ++steps) {
+    const auto step = nlohmann::json::parse(line);
+    EXPECT_EQ(step["max_abs_log_ratio"].get<double>(), 0.0);
+    EXPECT_GT(step["response_tokens"].get<int>(), 0);
+    moved += step["grad_norm"].get<double>() > 0 ? 1 : 0;
+  }
+  EXPECT_EQ(steps, 3);
+  EXPECT_GT(moved, 0);
+  const std::string adapter = Path("run/checkpoints/step-3/adapter");
+  ASSERT_TRUE(fs::exists(adapter + "/adapter_config.json"));
+  const auto merged = ReadFile(Path("run/checkpoints/step-3/model.safetensors"));
+  EXPECT_NE(*merged, *ReadFile(Path(kBase) + "/model.safetensors"));
+
+  // With a learning rate of 0 the next run's own checkpoint shows what it began with.
+  WriteConfig("next", "rl.jsonl", kBase, 1, 1, /*max_staleness=*/0, /*updates=*/1);
+  std::string config = ReadFile(Path("next.pbtxt")).value();
+  config.replace(config.find("model {"), 7, "model { adapter: '" + adapter + "'");
+  config.replace(config.find("lr: 1e-3"), 8, "lr: 0");
+  std::ofstream(Path("next.pbtxt")) << config;
+  auto second_server = StartServer("next", 0);
+  auto next = StartLearner("next", ServerAddress("next", 0));
+  ASSERT_EQ(next->Wait(), 0) << Log("next.log");
+  EXPECT_EQ(*ReadFile(Path("next/checkpoints/step-1/adapter/adapter_model.safetensors")),
+            *ReadFile(adapter + "/adapter_model.safetensors"));
+  EXPECT_EQ(*ReadFile(Path("next/checkpoints/step-1/model.safetensors")), *merged);
+  const auto step = nlohmann::json::parse(ReadFile(Path("next/metrics.jsonl")).value());
+  EXPECT_EQ(step["max_abs_log_ratio"].get<double>(), 0.0) << "the server got the merged weights";
+}
+
+TEST_F(RlStepTest, AKilledLoraLearnerResumesAndTakesTheSameSteps) {
+  more_config_ = kLora;
+  WriteConfig("clean", "rl.jsonl", kBase, 5, 1);
+  {
+    auto server = StartServer("clean", 0);
+    auto learner = StartLearner("clean", ServerAddress("clean", 0));
+    ASSERT_EQ(learner->Wait(), 0) << Log("clean.log");
+  }
+  WriteConfig("killed", "rl.jsonl", kBase, 5, 1);
+  auto server = StartServer("killed", 0);
+  const std::string address = ServerAddress("killed", 0);
+  {
+    auto learner = StartLearner("killed", address);
+    ASSERT_TRUE(PollUntil([&] { return Steps("killed") >= 3 || !learner->running(); })) << Log("killed.log");
+    learner->Signal(SIGKILL);
+    ASSERT_EQ(learner->Wait(), 128 + SIGKILL) << "the kill must be what ended it\n" << Log("killed.log");
+  }
+  auto learner = StartLearner("killed", address, {"--resume"});
+  ASSERT_EQ(learner->Wait(), 0) << Log("killed.log");
+  EXPECT_EQ(Fingerprint("clean", 5), Fingerprint("killed", 5));
+  ExpectSoundLedger("killed", 5, 160);
+}
+
 TEST_F(RlStepTest, SigtermEndsTheRunWithACheckpointAndExitCodeZero) {
   WriteConfig("run", "rl.jsonl", kBase, 100000, 1);
   auto server = StartServer("run", 0);
@@ -328,19 +407,11 @@ TEST_F(RlStepTest, WithoutAnyServerTheRunEndsWithOneLineAndItsCheckpoint) {
   EXPECT_TRUE(fs::exists(Path(absl::StrCat("run/checkpoints/step-", Steps("run"), "/model.safetensors"))));
 }
 
-TEST_F(RlStepTest, TwoLearnerProcessesTrainTogether) {
-  WriteConfig("run", "rl.jsonl", kBase, 3, 2);
-  auto server = StartServer("run", 0);
-  auto rank0 = StartLearner("run", ServerAddress("run", 0));
-  ASSERT_TRUE(PollUntil([&] { return fs::exists(Path("run-learner.address")) || !rank0->running(); }));
-  std::string address = ReadFile(Path("run-learner.address")).value_or("");
-  address = address.substr(0, address.find('\n'));
-  Process rank1(
-      {Binary("learner/lockstep_learner"), "--config=" + Path("run.pbtxt"), "--rank=1", "--rank0_address=" + address},
-      Path("run-1.log"));
-  EXPECT_EQ(rank0->Wait(), 0) << Log("run.log");
-  EXPECT_EQ(rank1.Wait(), 0) << Log("run-1.log");
-  ExpectSoundLedger("run", 3, 96);
+TEST_F(RlStepTest, TwoLearnerProcessesTrainTogether) { TrainInTwoProcesses(); }
+
+TEST_F(RlStepTest, TwoLearnerProcessesTrainAdaptersTogether) {
+  more_config_ = kLora;
+  TrainInTwoProcesses();
 }
 
 TEST_F(RlStepTest, OneStepAheadKeepsStalenessWithinItsBound) {

@@ -98,7 +98,7 @@ class Publisher : public WeightPublisher {
     absl::MutexLock lock(&mutex_);
     source_address_ = address;
   }
-  absl::StatusOr<UpdateReport> Publish(uint64_t epoch, uint64_t version, const float* arena,
+  absl::StatusOr<UpdateReport> Publish(uint64_t epoch, uint64_t version, ParamSource params,
                                        const std::vector<std::string>& addresses) override;
   absl::Status CatchUp(const std::string& address) override;
 
@@ -161,7 +161,7 @@ absl::Status Combined(const UpdateReport& report) {
   return worst.ok() ? worst : absl::Status(worst.code(), text);
 }
 
-absl::StatusOr<UpdateReport> Publisher::Publish(uint64_t epoch, uint64_t version, const float* arena,
+absl::StatusOr<UpdateReport> Publisher::Publish(uint64_t epoch, uint64_t version, ParamSource params,
                                                 const std::vector<std::string>& addresses) {
   absl::MutexLock publish_lock(&publish_mutex_);
   const WeightId id{epoch, version};
@@ -170,7 +170,7 @@ absl::StatusOr<UpdateReport> Publisher::Publish(uint64_t epoch, uint64_t version
   const uint64_t bucket_bytes =
       options_.bucket_bytes != 0 ? options_.bucket_bytes : uint64_t{options_.sync.bucket_mib()} << 20;
   absl::StatusOr<std::shared_ptr<const WeightSnapshot>> snapshot =
-      MakeSnapshot(options_.config, layout_, options_.dtype, bucket_bytes, id, arena);
+      MakeSnapshot(options_.config, layout_, options_.dtype, bucket_bytes, id, params);
   if (!snapshot.ok()) return snapshot.status();
   service_.SetSnapshot(*snapshot);
   UpdateRunOptions run;

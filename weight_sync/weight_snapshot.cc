@@ -16,7 +16,7 @@ constexpr unsigned kMaxThreads = 8;
 
 absl::StatusOr<std::shared_ptr<const WeightSnapshot>> MakeSnapshot(const ModelConfig& config, const ParamLayout& layout,
                                                                    DType dtype, uint64_t bucket_bytes, WeightId id,
-                                                                   const float* arena) {
+                                                                   ParamSource params) {
   absl::StatusOr<BucketPlan> plan = MakeBucketPlan(layout, dtype, bucket_bytes);
   if (!plan.ok()) return plan.status();
   auto snapshot = std::make_shared<WeightSnapshot>();
@@ -29,7 +29,11 @@ absl::StatusOr<std::shared_ptr<const WeightSnapshot>> MakeSnapshot(const ModelCo
     const std::vector<Bucket>& buckets = snapshot->plan.buckets;
     for (size_t i = next++; i < buckets.size(); i = next++) {
       char* const wire = snapshot->bytes.As<char>() + buckets[i].begin;
-      RoundBucket(snapshot->plan, buckets[i], arena, wire);
+      if (params.weights != nullptr) {
+        LoadBucket(snapshot->plan, buckets[i], *params.weights, wire);
+      } else {
+        RoundBucket(snapshot->plan, buckets[i], params.arena, wire);
+      }
       snapshot->digests[i] = Digest(wire, buckets[i].bytes);
     }
   };

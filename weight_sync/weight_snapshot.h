@@ -23,10 +23,10 @@ struct WeightSnapshot {
   const char* BucketData(size_t bucket) const { return bytes.As<char>() + plan.buckets[bucket].begin; }
 };
 
-// Rounds the arena bucket by bucket, on all cores, and digests what it wrote.
+// Rounds the parameters bucket by bucket, on all cores, and digests what it wrote.
 absl::StatusOr<std::shared_ptr<const WeightSnapshot>> MakeSnapshot(const ModelConfig& config, const ParamLayout& layout,
                                                                    DType dtype, uint64_t bucket_bytes, WeightId id,
-                                                                   const float* arena);
+                                                                   ParamSource params);
 
 }  // namespace lockstep
 

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
 #include <functional>
@@ -63,6 +64,20 @@ absl::Status WriteTensors(const std::string& dir, const std::vector<SafetensorsS
   return WriteFileAtomically(dir + "/model.safetensors.index.json", index.dump(2) + "\n");
 }
 
+// Elements of a tensor out of weights: the whole rows that they are in, then the part of them.
+std::function<void(int64_t, int64_t, float*)> FillFromWeights(const Weights& weights, const HfTensor& tensor) {
+  const bool is_vector = weights.layout.params[tensor.param].kind == ParamSpec::Kind::kVector;
+  const int64_t cols = is_vector ? 1 : weights.layout.params[tensor.param].cols;
+  return [&weights, param = tensor.param, begin = tensor.row_begin, is_vector, cols](int64_t first, int64_t count,
+                                                                                     float* out) {
+    const int64_t row = first / cols, rows = (first + count + cols - 1) / cols - row;
+    std::vector<float> values(static_cast<size_t>(rows * cols));
+    weights.GetParamRows(param, begin + row,
+                         Tensor(values.data(), DType::kF32, is_vector ? 1 : rows, is_vector ? rows : cols));
+    std::copy_n(values.data() + (first - row * cols), count, out);
+  };
+}
+
 // Everything in a folder, the weights from `tensors`.
 absl::Status WriteFiles(const std::string& dir, const ModelConfig& config, DType dtype,
                         const std::vector<SafetensorsSource>& tensors, const std::string& tokenizer_dir,
@@ -111,22 +126,28 @@ absl::Status MakeFolder(const std::string& dir, const std::function<absl::Status
 
 }  // namespace
 
-absl::Status WriteHfFiles(const std::string& dir, const ModelConfig& config, const float* arena, DType dtype,
+absl::Status WriteHfFiles(const std::string& dir, const ModelConfig& config, ParamSource params, DType dtype,
                           const std::string& tokenizer_dir, uint64_t max_shard_bytes) {
   const ParamLayout layout(config);
   std::vector<SafetensorsSource> tensors;
   for (const HfTensor& tensor : layout.hf_tensors) {
     const ParamSpec& param = layout.params[tensor.param];
     const int64_t cols = param.kind == ParamSpec::Kind::kVector ? 1 : param.cols;
-    tensors.push_back({tensor.name, dtype, tensor.shape, arena + param.offset + tensor.row_begin * cols});
+    SafetensorsSource source{tensor.name, dtype, tensor.shape};
+    if (params.weights != nullptr) {
+      source.fill = FillFromWeights(*params.weights, tensor);
+    } else {
+      source.data = params.arena + param.offset + tensor.row_begin * cols;
+    }
+    tensors.push_back(std::move(source));
   }
   return WriteFiles(dir, config, dtype, tensors, tokenizer_dir, max_shard_bytes);
 }
 
-absl::Status WriteHfFolder(const std::string& dir, const ModelConfig& config, const float* arena, DType dtype,
+absl::Status WriteHfFolder(const std::string& dir, const ModelConfig& config, ParamSource params, DType dtype,
                            const std::string& tokenizer_dir, uint64_t max_shard_bytes) {
   return MakeFolder(dir, [&](const std::string& folder) {
-    return WriteHfFiles(folder, config, arena, dtype, tokenizer_dir, max_shard_bytes);
+    return WriteHfFiles(folder, config, params, dtype, tokenizer_dir, max_shard_bytes);
   });
 }
 

@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -47,19 +48,38 @@ absl::Status LoadHfArena(const std::string& dir, const ModelConfig& config, floa
 absl::StatusOr<std::shared_ptr<Weights>> LoadHfWeights(const std::string& dir, DType dtype,
                                                        const LoadOptions& options = {});
 
+// Takes FP32 rows [row, row + rows) of a parameter (of a vector: elements).
+using TakeRows = std::function<void(int param, int64_t row, int64_t rows, const float* values)>;
+
+// A model folder that is held open, to be read again and again: the files' bytes are the page cache's, not ours. Nobody
+// may write into the files meanwhile (replacing them is harmless).
+class HfFolderReader {
+ public:
+  static absl::StatusOr<std::unique_ptr<HfFolderReader>> Open(const std::string& dir, const ModelConfig& config);
+  ~HfFolderReader();
+  // Every row of the parameters with wanted[param] (empty: of all), in blocks of whole panels of 16 rows; `take` is
+  // called from several threads at once. The checks of LoadHfArena.
+  absl::Status Read(const std::vector<bool>& wanted, const LoadOptions& options, const TakeRows& take) const;
+
+ private:
+  struct Impl;
+  explicit HfFolderReader(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
 // Hugging Face's own limit.
 inline constexpr uint64_t kMaxShardBytes = 5'000'000'000;
 
 // Writes a whole folder: temporary folder beside it, fsync of each file, rename. `dir` must not exist. The tokenizer's
 // files are copied from tokenizer_dir ("" for none). Tensors of more than max_shard_bytes together go into shards
 // model-00001-of-0000N.safetensors with model.safetensors.index.json; experts always have their own names.
-absl::Status WriteHfFolder(const std::string& dir, const ModelConfig& config, const float* arena, DType dtype,
+absl::Status WriteHfFolder(const std::string& dir, const ModelConfig& config, ParamSource params, DType dtype,
                            const std::string& tokenizer_dir, uint64_t max_shard_bytes = kMaxShardBytes);
 // A folder of random weights (InitializeArena's values for this seed), tensor by tensor: never holds more than a block.
 absl::Status WriteRandomHfFolder(const std::string& dir, const ModelConfig& config, uint64_t seed, float std,
                                  DType dtype, const std::string& tokenizer_dir);
 // The same files into a folder that exists, without the rename: for a checkpoint that adds its own files first.
-absl::Status WriteHfFiles(const std::string& dir, const ModelConfig& config, const float* arena, DType dtype,
+absl::Status WriteHfFiles(const std::string& dir, const ModelConfig& config, ParamSource params, DType dtype,
                           const std::string& tokenizer_dir, uint64_t max_shard_bytes = kMaxShardBytes);
 
 }  // namespace lockstep

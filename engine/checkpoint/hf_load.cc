@@ -63,17 +63,17 @@ struct Work {
   int64_t end = 0;
 };
 
-// Takes FP32 rows [row, row + rows) of a parameter (of a vector: elements). Called from several threads at once.
-using TakeRows = std::function<void(int param, int64_t row, int64_t rows, const float* values)>;
-
 class Loader {
  public:
-  Loader(const ParamLayout& layout, const HfTensors& tensors, const LoadOptions& options)
+  Loader(const ParamLayout& layout, const HfTensors& tensors, const LoadOptions& options,
+         const std::vector<bool>& wanted = {})
       : layout_(layout), tensors_(tensors), options_(options), checks_(layout.hf_tensors.size()) {
     first_tensor_.assign(layout.params.size(), 0);
     for (size_t i = layout.hf_tensors.size(); i-- > 0;) first_tensor_[layout.hf_tensors[i].param] = i;
     for (int param = 0; param < static_cast<int>(layout.params.size()); ++param) {
+      if (!wanted.empty() && !wanted[param]) continue;
       const ParamSpec& spec = layout.params[param];
+      total_ += spec.size();
       if (spec.kind == ParamSpec::Kind::kVector) {
         work_.push_back({param, 0, spec.cols});
         continue;
@@ -108,7 +108,7 @@ class Loader {
       const std::lock_guard lock(mutex_);
       if (status_.ok()) status_ = status;
       done_ += static_cast<int64_t>(values.size());
-      if (options_.progress) options_.progress(done_, layout_.total_size);
+      if (options_.progress) options_.progress(done_, total_);
     }
   }
 
@@ -173,9 +173,35 @@ class Loader {
   std::vector<ValueCheck> checks_;
   absl::Status status_;
   int64_t done_ = 0;
+  int64_t total_ = 0;  // elements of the work
 };
 
 }  // namespace
+
+struct HfFolderReader::Impl {
+  explicit Impl(const ModelConfig& config) : layout(config) {}
+  ParamLayout layout;
+  HfTensors tensors;
+};
+
+HfFolderReader::HfFolderReader(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+HfFolderReader::~HfFolderReader() = default;
+
+absl::StatusOr<std::unique_ptr<HfFolderReader>> HfFolderReader::Open(const std::string& dir,
+                                                                     const ModelConfig& config) {
+  auto impl = std::make_unique<Impl>(config);
+  auto tensors = OpenHfTensors(dir, config, impl->layout);
+  if (!tensors.ok()) return tensors.status();
+  impl->tensors = *std::move(tensors);
+  return std::unique_ptr<HfFolderReader>(new HfFolderReader(std::move(impl)));
+}
+
+absl::Status HfFolderReader::Read(const std::vector<bool>& wanted, const LoadOptions& options,
+                                  const TakeRows& take) const {
+  const absl::Status status = Loader(impl_->layout, impl_->tensors, options, wanted).Run(take);
+  for (const auto& file : impl_->tensors.files) file->ReleasePages();
+  return status;
+}
 
 absl::Status LoadHfArena(const std::string& dir, const ModelConfig& config, float* arena, const LoadOptions& options) {
   const ParamLayout layout(config);

@@ -193,6 +193,10 @@ SafetensorsFile::~SafetensorsFile() {
   if (mapping_ != nullptr) munmap(mapping_, mapping_bytes_);
 }
 
+void SafetensorsFile::ReleasePages() const {
+  if (mapping_ != nullptr) (void)madvise(mapping_, mapping_bytes_, MADV_DONTNEED);
+}
+
 const SafetensorsEntry* SafetensorsFile::Find(std::string_view name) const {
   const auto it = tensors_.find(std::string(name));
   return it == tensors_.end() ? nullptr : &it->second;

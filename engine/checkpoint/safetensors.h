@@ -48,6 +48,8 @@ class SafetensorsFile {
   const void* Data(const SafetensorsEntry& entry) const { return data_ + entry.begin; }
   // Converts elements [first, first + count) to FP32. INVALID_ARGUMENT for a dtype other than F32, F16, BF16.
   absl::Status ReadFloats(const SafetensorsEntry& entry, int64_t first, int64_t count, float* out) const;
+  // Takes the mapping's pages out of this process; the next read brings them back from the page cache or the disk.
+  void ReleasePages() const;
 
  private:
   SafetensorsFile() = default;

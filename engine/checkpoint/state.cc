@@ -73,7 +73,8 @@ void RemoveAbandoned(const std::string& checkpoints_dir) {
 
 absl::Status CheckFreeSpace(const std::string& dir, const CheckpointContents& contents) {
   const ParamLayout layout(*contents.config);
-  uint64_t needed = static_cast<uint64_t>(layout.total_size) * DTypeSize(contents.dtype) + kSpareBytes;
+  uint64_t needed =
+      static_cast<uint64_t>(layout.total_size) * DTypeSize(contents.dtype) + kSpareBytes + contents.more_bytes;
   for (const StateArray& array : contents.arrays) needed += static_cast<uint64_t>(array.size) * 4;
   struct statvfs info {};
   if (statvfs(dir.c_str(), &info) != 0) return ErrnoStatus(errno, "cannot ask for the free space of", dir);
@@ -97,6 +98,7 @@ absl::Status FillFolder(const std::string& dir, int64_t step, const CheckpointCo
   if (mkdir(dir.c_str(), 0755) != 0) return ErrnoStatus(errno, "cannot create folder", dir);
   absl::Status status = WriteHfFiles(dir, *contents.config, contents.arena, contents.dtype, contents.tokenizer_dir);
   if (status.ok()) status = WriteStateFile(dir, contents);
+  if (status.ok() && contents.write_more) status = contents.write_more(dir);
   if (status.ok()) status = WriteManifest(dir, step);
   if (status.ok()) status = SyncDirectory(dir);
   // Proven by reading it back before anything older is given up.

@@ -5,6 +5,7 @@
 #define LOCKSTEP_ENGINE_CHECKPOINT_STATE_H_
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -28,11 +29,14 @@ using StateValues = std::map<std::string, std::string>;
 
 struct CheckpointContents {
   const ModelConfig* config = nullptr;
-  const float* arena = nullptr;  // FP32 master weights in ParamLayout order
-  DType dtype = DType::kF16;     // of model.safetensors
-  std::string tokenizer_dir;     // "" for none
+  ParamSource arena;          // FP32 master weights in ParamLayout order, or weights
+  DType dtype = DType::kF16;  // of model.safetensors
+  std::string tokenizer_dir;  // "" for none
   StateValues values;
   std::vector<StateArray> arrays;
+  // Writes more files into the folder before its manifest is made; null: none.
+  std::function<absl::Status(const std::string& dir)> write_more = nullptr;
+  uint64_t more_bytes = 0;  // about as many as it writes
 };
 
 // Writes CHECKPOINTS/step-N and returns its path. An existing step-N is replaced only once the new one is proven. On

@@ -68,7 +68,8 @@ class Ops {
   // is n groups of D (one, or the heads of q/k norms), each normed on its own; rstd FP32 [T, n] dense or null. out may
   // alias x.
   virtual void RmsNorm(const Tensor& x, const Tensor& weight, float eps, const Tensor& out, float* rstd) = 0;
-  // d_x = store(gradient [+ d_residual]); d_weight FP32 [1, D] is added to, in a fixed order. d_residual [T, n D] may
+  // d_x = store(gradient [+ d_residual]); d_weight FP32 [1, D] is added to, in a fixed order (null-data: not
+  // computed). d_residual [T, n D] may
   // be null-data; d_x may alias d_out or d_residual.
   virtual void RmsNormBackward(const Tensor& d_out, const Tensor& x, const Tensor& weight, const float* rstd,
                                const Tensor& d_residual, const Tensor& d_x, const Tensor& d_weight) = 0;
@@ -82,6 +83,13 @@ class Ops {
   virtual void LinearBackwardInput(const Tensor& d_out, const PackedMatrix& w, const Tensor& d_x, bool accumulate) = 0;
   // d_w += d_out^T x; d_bias += column sums of d_out (null-data: none). d_w [n, k], d_bias [1, n], FP32 row-major.
   virtual void LinearBackwardWeight(const Tensor& d_out, const Tensor& x, const Tensor& d_w, const Tensor& d_bias) = 0;
+
+  // Gradients of a low-rank update of the weights, W + scale B A: d_a += scale (d_out B)^T x, d_b += scale d_out^T (x
+  // A^T), by way of [T, r] products: the [n, k] gradient of W is never formed. d_out [T, n], x [T, k]; a, d_a [r, k]
+  // and b, d_b [n, r] FP32, dense. Products over k and n: 8 lanes and the lane tree; sums over T: one fma chain in
+  // ascending t a call, then times scale, added.
+  virtual void LowRankBackward(const Tensor& d_out, const Tensor& x, const Tensor& a, const Tensor& b, float scale,
+                               const Tensor& d_a, const Tensor& d_b) = 0;
 
   // Rotary embedding (Su et al. 2021, the half-split form of Llama), in place on `x` [T, num_heads * E]: angles from
   // cos_sin [max_positions, E] FP32, each row E/2 cosines then E/2 sines. positions [T]. backward: the transposed
@@ -137,7 +145,8 @@ class Ops {
   // pointers [T]; entropy and lse may be null.
   virtual void LogProb(const Tensor& x, const PackedMatrix& w, std::span<const int32_t> targets, float temperature,
                        float* log_prob, float* entropy, float* lse) = 0;
-  // Gradient of sum_t coefficient[t] * log_prob[t]: d_x [T, D] store; d_w [V, D] FP32 is added to. lse from LogProb.
+  // Gradient of sum_t coefficient[t] * log_prob[t]: d_x [T, D] store; d_w [V, D] FP32 is added to (null-data: not
+  // computed). lse from LogProb.
   virtual void LogProbBackward(const Tensor& x, const PackedMatrix& w, std::span<const int32_t> targets,
                                float temperature, const float* coefficient, const float* lse, const Tensor& d_x,
                                const Tensor& d_w) = 0;

@@ -71,6 +71,46 @@ TEST_P(GradientTest, Embedding) {
       "table");
 }
 
+// The layer with W + scale B A, by way of its two small products: y = scale (x A^T) B^T.
+TEST_P(GradientTest, LowRank) {
+  constexpr int64_t kTokens = 5, kInputs = 37, kOutputs = 19, kRank = 6;
+  constexpr float kScale = 0.5f;
+  const Matrix x(kF32, kTokens, kInputs, 1), d_out(kF32, kTokens, kOutputs, 2);
+  std::vector<float> a = Matrix(kF32, kRank, kInputs, 3).Read(), b = Matrix(kF32, kOutputs, kRank, 4).Read();
+  std::vector<float> d_a(a.size(), 1.0f), d_b(b.size(), 1.0f);  // added to
+  const auto dense = [](std::vector<float>& values, int64_t rows, int64_t cols) {
+    return Tensor(values.data(), kF32, rows, cols);
+  };
+  ops_->LowRankBackward(d_out.view, x.view, dense(a, kRank, kInputs), dense(b, kOutputs, kRank), kScale,
+                        dense(d_a, kRank, kInputs), dense(d_b, kOutputs, kRank));
+  const std::vector<float> xs = x.Read(), ds = d_out.Read();
+  const auto loss = [&] {
+    double sum = 0;
+    for (int64_t t = 0; t < kTokens; ++t) {
+      for (int64_t j = 0; j < kRank; ++j) {
+        double down = 0, up = 0;
+        for (int64_t c = 0; c < kInputs; ++c) down += double{xs[t * kInputs + c]} * double{a[j * kInputs + c]};
+        for (int64_t n = 0; n < kOutputs; ++n) up += double{ds[t * kOutputs + n]} * double{b[n * kRank + j]};
+        sum += double{kScale} * down * up;
+      }
+    }
+    return sum;
+  };
+  const auto expect = [&](std::vector<float>& input, const std::vector<float>& gradient, const char* name) {
+    for (size_t i = 0; i < input.size(); ++i) {
+      const float kept = input[i];
+      input[i] = kept + 0.0078125f;
+      const double up = loss();
+      input[i] = kept - 0.0078125f;
+      const double down = loss();
+      input[i] = kept;
+      ASSERT_NEAR(double{gradient[i]} - 1, (up - down) / 0.015625, 1e-3) << name << " " << i;
+    }
+  };
+  expect(a, d_a, "A");
+  expect(b, d_b, "B");
+}
+
 TEST_P(GradientTest, RmsNorm) {
   const Matrix x(kF32, 4, 11, 1), weight(kF32, 1, 11, 2), d_out(kF32, 4, 11, 3), out(kF32, 4, 11);
   const Matrix d_x(kF32, 4, 11), d_weight(kF32, 1, 11);

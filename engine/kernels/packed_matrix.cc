@@ -14,9 +14,17 @@ void Scatter(const T* row, int64_t k, T* panel_column) {
   for (int64_t i = 0; i < k; ++i) panel_column[i * kPanelWidth] = row[i];
 }
 
+// rows [count][k] = the panel's columns [first, first + count): in blocks of k that stay in the first cache for all of
+// them.
 template <typename T>
-void Gather(const T* panel_column, int64_t k, T* row) {
-  for (int64_t i = 0; i < k; ++i) row[i] = panel_column[i * kPanelWidth];
+void Gather(const T* panel, int64_t first, int64_t count, int64_t k, T* rows) {
+  constexpr int64_t kBlock = 128;
+  for (int64_t begin = 0; begin < k; begin += kBlock) {
+    const int64_t end = std::min(k, begin + kBlock);
+    for (int64_t j = 0; j < count; ++j) {
+      for (int64_t i = begin; i < end; ++i) rows[j * k + i] = panel[i * kPanelWidth + first + j];
+    }
+  }
 }
 
 // Rounds one row to `to` by way of FP32. The scratch keeps its capacity over rows.
@@ -59,16 +67,20 @@ void PackedMatrix::GetRows(int64_t row_begin, const Tensor& rows) const {
   LOCKSTEP_CHECK(row_begin >= 0 && row_begin + rows.rows <= n_ && rows.cols == k_, "rows outside of the matrix");
   if (k_ == 0) return;
   std::vector<float> scratch;
-  std::vector<char> row(static_cast<size_t>(k_) * DTypeSize(dtype_));
-  for (int64_t r = 0; r < rows.rows; ++r) {
-    const int64_t n = row_begin + r;
-    const int64_t at = n / kPanelWidth * k_ * kPanelWidth + n % kPanelWidth;
+  const int64_t row_bytes = k_ * static_cast<int64_t>(DTypeSize(dtype_));
+  std::vector<char> gathered(static_cast<size_t>(kPanelWidth * row_bytes));
+  for (int64_t r = 0; r < rows.rows;) {
+    const int64_t first = (row_begin + r) % kPanelWidth;
+    const int64_t count = std::min(kPanelWidth - first, rows.rows - r);
+    const void* panel = Panel((row_begin + r) / kPanelWidth);
     if (dtype_ == DType::kF32) {
-      Gather(buffer_.As<float>() + at, k_, reinterpret_cast<float*>(row.data()));
+      Gather(static_cast<const float*>(panel), first, count, k_, reinterpret_cast<float*>(gathered.data()));
     } else {
-      Gather(buffer_.As<uint16_t>() + at, k_, reinterpret_cast<uint16_t*>(row.data()));
+      Gather(static_cast<const uint16_t*>(panel), first, count, k_, reinterpret_cast<uint16_t*>(gathered.data()));
     }
-    ConvertRow(dtype_, row.data(), rows.dtype, rows.Row(r), k_, scratch);
+    for (int64_t j = 0; j < count; ++j, ++r) {
+      ConvertRow(dtype_, gathered.data() + j * row_bytes, rows.dtype, rows.Row(r), k_, scratch);
+    }
   }
 }
 

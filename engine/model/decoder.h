@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/kernels/ops.h"
+#include "engine/model/low_rank.h"
 #include "engine/model/model.h"
 
 namespace lockstep {
@@ -51,6 +52,14 @@ struct PackedBatch {
 // Gradients: a flat FP32 arena in the layout's order, added to.
 using GradientArena = float*;
 
+// Gradients of low-rank updates alone, added to. `weights` of the pass are those with the updates merged in; all other
+// parameters are frozen, and nothing is computed for them.
+struct LowRankGradients {
+  const LowRankLayout* layout = nullptr;
+  const float* adapters = nullptr;  // [layout->total_size] A and B
+  float* gradients = nullptr;       // [layout->total_size]
+};
+
 class Decoder {
  public:
   // ops must outlive the decoder. rope tables are built here, in double, rounded once to FP32.
@@ -72,6 +81,9 @@ class Decoder {
   // becomes infinite and reaches `gradients`, where the loss scaler finds it.
   void Backward(const Weights& weights, const PackedBatch& batch, float temperature, const float* coefficient,
                 GradientArena gradients);
+  // The same for adapters, by the chain rule through W = W_base + scale B A. The [n, k] gradient of W is never formed.
+  void Backward(const Weights& weights, const PackedBatch& batch, float temperature, const float* coefficient,
+                const LowRankGradients& gradients);
 
   // Bytes that ForwardPacked + Backward hold at most for `tokens` packed tokens, all of them loss rows: activations,
   // their gradients and the scratch of the operations. Weights and the gradient arena come on top.

@@ -112,28 +112,42 @@ void Decoder::Impl::CarveTraining(const ModelConfig& config, DType dtype, int64_
   t.d_qkv = carver.Take(dtype, T, config.qkv_rows());
 }
 
+void GradientSink::Weight(Ops& ops, int param, const Tensor& d_out, const Tensor& x, int bias) const {
+  if (arena_ != nullptr) {
+    ops.LinearBackwardWeight(d_out, x, Of(param), Of(bias));
+    return;
+  }
+  const LowRankLayout& low_rank = *low_rank_.layout;
+  for (const int index : low_rank.of_param[param]) {
+    const LowRankAdapter& adapter = low_rank.adapters[index];
+    // The arena of the adapters' values is only read.
+    float* const values = const_cast<float*>(low_rank_.adapters);
+    ops.LowRankBackward(d_out.Cols(adapter.row_begin, adapter.rows), x, low_rank.A(adapter, values),
+                        low_rank.B(adapter, values), low_rank.scale, low_rank.A(adapter, low_rank_.gradients),
+                        low_rank.B(adapter, low_rank_.gradients));
+  }
+}
+
 // x += down(silu(gate) * up). The product is dead once d_down has it, so its gradient takes its place.
-void Decoder::Impl::BackwardMlp(const Weights& weights, int64_t layer, GradientArena gradients) {
+void Decoder::Impl::BackwardMlp(const Weights& weights, int64_t layer, const GradientSink& gradients) {
   const LayerWeights& w = weights.layers[layer];
   const ParamLayout::LayerParams& at = weights.layout.layers[layer];
-  const auto gradient = [&](int param) { return GradientView(weights.layout, gradients, param); };
   const LayerTensors& t = training.layers[layer];
   ops->SwiGlu(t.gate_up, t.activated);
-  ops->LinearBackwardWeight(training.d_stream, t.activated, gradient(at.down), /*d_bias=*/{});
+  gradients.Weight(*ops, at.down, training.d_stream, t.activated);
   const Tensor& d_activated = t.activated;
   ops->LinearBackwardInput(training.d_stream, w.down, d_activated, /*accumulate=*/false);
   ops->SwiGluBackward(d_activated, t.gate_up, training.d_gate_up);
   ops->RmsNorm(t.middle, Vector(w.post_norm, config.hidden_size), config.rms_norm_eps, t.normed, t.post_rstd);
-  ops->LinearBackwardWeight(training.d_gate_up, t.normed, gradient(at.gate_up), /*d_bias=*/{});
+  gradients.Weight(*ops, at.gate_up, training.d_gate_up, t.normed);
   ops->LinearBackwardInput(training.d_gate_up, w.gate_up, training.d_normed, /*accumulate=*/false);
 }
 
 void Decoder::Impl::BackwardLayer(const Weights& weights, int64_t layer, std::span<const int32_t> cu_seqlens,
-                                  GradientArena gradients) {
+                                  const GradientSink& gradients) {
   const LayerWeights& w = weights.layers[layer];
   const ParamLayout::LayerParams& at = weights.layout.layers[layer];
   const int64_t D = config.hidden_size, E = config.head_dim;
-  const auto gradient = [&](int param) { return GradientView(weights.layout, gradients, param); };
   if (recompute && computed_layer != layer) {
     RunPackedLayer(weights, layer, cu_seqlens, LayerExtent::kThroughGateUp);
   }
@@ -147,11 +161,11 @@ void Decoder::Impl::BackwardLayer(const Weights& weights, int64_t layer, std::sp
     BackwardExperts(weights, layer, gradients);
   }
   ops->RmsNormBackward(d_normed, t.middle, Vector(w.post_norm, D), t.post_rstd, /*d_residual=*/d_stream, d_stream,
-                       gradient(at.post_norm));
+                       gradients.Of(at.post_norm));
 
   // x += o(attention(rope(q), rope(k), v))
   const QkvViews qkv = AttentionInputs(t), d_qkv = SplitQkv(training.d_qkv);
-  ops->LinearBackwardWeight(d_stream, t.attention, gradient(at.o), /*d_bias=*/{});
+  gradients.Weight(*ops, at.o, d_stream, t.attention);
   ops->LinearBackwardInput(d_stream, w.o, training.d_attention, /*accumulate=*/false);
   ops->AttentionPackedBackward(attention_shape, training.d_attention, qkv.q, qkv.k, qkv.v, t.attention, t.lse,
                                cu_seqlens, d_qkv.q, d_qkv.k, d_qkv.v);
@@ -160,42 +174,52 @@ void Decoder::Impl::BackwardLayer(const Weights& weights, int64_t layer, std::sp
   if (config.qk_norm) {
     const QkvViews projected = SplitQkv(t.qkv);
     ops->RmsNormBackward(d_qkv.q, projected.q, Vector(w.q_norm, E), t.q_rstd, /*d_residual=*/{}, d_qkv.q,
-                         gradient(at.q_norm));
+                         gradients.Of(at.q_norm));
     ops->RmsNormBackward(d_qkv.k, projected.k, Vector(w.k_norm, E), t.k_rstd, /*d_residual=*/{}, d_qkv.k,
-                         gradient(at.k_norm));
+                         gradients.Of(at.k_norm));
   }
   ops->RmsNorm(t.input, Vector(w.input_norm, D), config.rms_norm_eps, t.normed, t.input_rstd);
-  ops->LinearBackwardWeight(training.d_qkv, t.normed, gradient(at.qkv), gradient(at.qkv_bias));
+  gradients.Weight(*ops, at.qkv, training.d_qkv, t.normed, at.qkv_bias);
   ops->LinearBackwardInput(training.d_qkv, w.qkv, d_normed, /*accumulate=*/false);
   ops->RmsNormBackward(d_normed, t.input, Vector(w.input_norm, D), t.input_rstd, /*d_residual=*/d_stream, d_stream,
-                       gradient(at.input_norm));
+                       gradients.Of(at.input_norm));
 }
 
 void Decoder::Backward(const Weights& weights, const PackedBatch& batch, float temperature, const float* coefficient,
                        GradientArena gradients) {
-  Impl& m = *impl_;
+  impl_->Backward(weights, batch, temperature, coefficient, GradientSink(weights.layout, gradients));
+}
+
+void Decoder::Backward(const Weights& weights, const PackedBatch& batch, float temperature, const float* coefficient,
+                       const LowRankGradients& gradients) {
+  impl_->Backward(weights, batch, temperature, coefficient, GradientSink(weights.layout, gradients));
+}
+
+void Decoder::Impl::Backward(const Weights& weights, const PackedBatch& batch, float temperature,
+                             const float* coefficient, const GradientSink& gradients) {
   const int64_t T = static_cast<int64_t>(batch.tokens.size()), R = static_cast<int64_t>(batch.loss_rows.size());
-  LOCKSTEP_CHECK(m.forward_tokens == T && m.forward_loss_rows == R,
+  LOCKSTEP_CHECK(forward_tokens == T && forward_loss_rows == R,
                  "Backward follows the ForwardPacked of the same batch, once");
-  m.forward_tokens = m.forward_loss_rows = -1;
+  forward_tokens = forward_loss_rows = -1;
   if (T == 0 || R == 0) return;
   const ParamLayout& layout = weights.layout;
-  const auto gradient = [&](int param) { return GradientView(layout, gradients, param); };
 
-  const Impl::Training& t = m.training;
-  m.ops->LogProbBackward(t.loss_normed, weights.output(), batch.targets, temperature, coefficient, t.loss_lse, t.d_loss,
-                         gradient(layout.output()));
-  m.ops->RmsNormBackward(t.d_loss, t.loss_input, m.Vector(weights.final_norm, m.config.hidden_size), t.loss_rstd,
-                         /*d_residual=*/{}, t.d_loss, gradient(layout.final_norm));
+  const Training& t = training;
+  ops->LogProbBackward(t.loss_normed, weights.output(), batch.targets, temperature, coefficient, t.loss_lse, t.d_loss,
+                       gradients.Of(layout.output()));
+  ops->RmsNormBackward(t.d_loss, t.loss_input, Vector(weights.final_norm, config.hidden_size), t.loss_rstd,
+                       /*d_residual=*/{}, t.d_loss, gradients.Of(layout.final_norm));
   // The transpose of gathering the loss rows: rows without a loss have no gradient from above.
-  const size_t row_bytes = m.config.hidden_size * DTypeSize(m.dtype);
+  const size_t row_bytes = config.hidden_size * DTypeSize(dtype);
   std::memset(t.d_stream.data, 0, T * row_bytes);
   for (int64_t i = 0; i < R; ++i) std::memcpy(t.d_stream.Row(batch.loss_rows[i]), t.d_loss.Row(i), row_bytes);
 
-  for (int64_t layer = m.config.num_layers - 1; layer >= 0; --layer) {
-    m.BackwardLayer(weights, layer, batch.cu_seqlens, gradients);
+  for (int64_t layer = config.num_layers - 1; layer >= 0; --layer) {
+    BackwardLayer(weights, layer, batch.cu_seqlens, gradients);
   }
-  m.ops->EmbeddingBackward(batch.tokens, t.d_stream, gradient(layout.embed));
+  if (const Tensor d_table = gradients.Of(layout.embed); d_table.data != nullptr) {
+    ops->EmbeddingBackward(batch.tokens, t.d_stream, d_table);
+  }
 }
 
 size_t Decoder::TrainingBytes(const ModelConfig& config, DType dtype, int64_t tokens, bool recompute) {

@@ -68,10 +68,9 @@ void Decoder::Impl::RunExperts(const LayerWeights& weights, const LayerTensors& 
 
 // With y_e the output of expert e before its weight, d w_e = <d_out, y_e>, and w_e d w_e = <down_e^T (w_e d_out),
 // activated>: the backward pass needs neither y nor a division.
-void Decoder::Impl::BackwardExperts(const Weights& weights, int64_t layer, GradientArena gradients) {
+void Decoder::Impl::BackwardExperts(const Weights& weights, int64_t layer, const GradientSink& gradients) {
   const LayerWeights& w = weights.layers[layer];
   const ParamLayout::LayerParams& at = weights.layout.layers[layer];
-  const auto gradient = [&](int param) { return GradientView(weights.layout, gradients, param); };
   const LayerTensors& t = training.layers[layer];
   const ExpertTensors& x = t.experts;
   const ExpertGradients& d = training.d_experts;
@@ -84,8 +83,7 @@ void Decoder::Impl::BackwardExperts(const Weights& weights, int64_t layer, Gradi
   for (int64_t e = 0; e < N; ++e) {
     const int64_t begin = x.offsets[e], count = x.offsets[e + 1] - begin;
     if (count == 0) continue;
-    ops->LinearBackwardWeight(d.d_rows.Rows(begin, count), x.activated.Rows(begin, count), gradient(at.expert_down(e)),
-                              /*d_bias=*/{});
+    gradients.Weight(*ops, at.expert_down(e), d.d_rows.Rows(begin, count), x.activated.Rows(begin, count));
     ops->LinearBackwardInput(d.d_rows.Rows(begin, count), w.experts[e].down, d.d_activated.Rows(begin, count),
                              /*accumulate=*/false);
   }
@@ -98,8 +96,7 @@ void Decoder::Impl::BackwardExperts(const Weights& weights, int64_t layer, Gradi
   for (int64_t e = 0; e < N; ++e) {
     const int64_t begin = x.offsets[e], count = x.offsets[e + 1] - begin;
     if (count == 0) continue;
-    ops->LinearBackwardWeight(d.d_gate_up.Rows(begin, count), x.rows.Rows(begin, count), gradient(at.expert_gate_up(e)),
-                              /*d_bias=*/{});
+    gradients.Weight(*ops, at.expert_gate_up(e), d.d_gate_up.Rows(begin, count), x.rows.Rows(begin, count));
     ops->LinearBackwardInput(d.d_gate_up.Rows(begin, count), w.experts[e].gate_up, d.d_rows.Rows(begin, count),
                              /*accumulate=*/false);
   }
@@ -107,7 +104,7 @@ void Decoder::Impl::BackwardExperts(const Weights& weights, int64_t layer, Gradi
 
   ops->RouteTopKBackward(x.router_logits, {x.experts, static_cast<size_t>(P)}, config.norm_topk_prob, d.products,
                          d.d_router_logits);
-  ops->LinearBackwardWeight(d.d_router_logits, t.normed, gradient(at.router), /*d_bias=*/{});
+  gradients.Weight(*ops, at.router, d.d_router_logits, t.normed);
   ops->LinearBackwardInput(d.d_router_logits, w.router, training.d_normed, /*accumulate=*/true);
 }
 

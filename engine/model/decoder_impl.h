@@ -88,12 +88,26 @@ struct QkvViews {
   Tensor q, k, v;
 };
 
-// View of a parameter's gradient in the arena; null-data when the model has no such parameter (-1).
-inline Tensor GradientView(const ParamLayout& layout, GradientArena gradients, int param) {
-  if (param < 0) return Tensor();
-  const ParamSpec& spec = layout.params[param];
-  return Tensor(gradients + spec.offset, DType::kF32, spec.rows, spec.cols);
-}
+// Where a backward pass puts its gradients: those of all parameters into an arena, or those of low-rank updates alone.
+class GradientSink {
+ public:
+  GradientSink(const ParamLayout& layout, GradientArena arena) : layout_(layout), arena_(arena) {}
+  GradientSink(const ParamLayout& layout, const LowRankGradients& low_rank) : layout_(layout), low_rank_(low_rank) {}
+
+  // View of a parameter's gradient in the arena; null-data when the model has no such parameter (-1), or it is frozen.
+  Tensor Of(int param) const {
+    if (param < 0 || arena_ == nullptr) return Tensor();
+    const ParamSpec& spec = layout_.params[param];
+    return Tensor(arena_ + spec.offset, DType::kF32, spec.rows, spec.cols);
+  }
+  // The gradient of W (and of the bias) of x W^T + bias, or of the adapters of W.
+  void Weight(Ops& ops, int param, const Tensor& d_out, const Tensor& x, int bias = -1) const;
+
+ private:
+  const ParamLayout& layout_;
+  GradientArena arena_ = nullptr;
+  LowRankGradients low_rank_;
+};
 
 // How much of a layer to run: the backward pass of a recomputed layer does not need the layer's output.
 enum class LayerExtent { kThroughGateUp, kThroughOutput };
@@ -112,12 +126,14 @@ struct Decoder::Impl {
   void AssignSlots(const ExpertTensors& tensors, int64_t tokens) const;
   // Runs layer `layer` of the packed batch from its input.
   void RunPackedLayer(const Weights& weights, int64_t layer, std::span<const int32_t> cu_seqlens, LayerExtent extent);
+  void Backward(const Weights& weights, const PackedBatch& batch, float temperature, const float* coefficient,
+                const GradientSink& gradients);
   void BackwardLayer(const Weights& weights, int64_t layer, std::span<const int32_t> cu_seqlens,
-                     GradientArena gradients);
+                     const GradientSink& gradients);
   // The transpose of the second half: from d_stream to training.d_normed, which is the gradient of t.normed. t.normed
   // is computed again.
-  void BackwardMlp(const Weights& weights, int64_t layer, GradientArena gradients);
-  void BackwardExperts(const Weights& weights, int64_t layer, GradientArena gradients);
+  void BackwardMlp(const Weights& weights, int64_t layer, const GradientSink& gradients);
+  void BackwardExperts(const Weights& weights, int64_t layer, const GradientSink& gradients);
 
   QkvViews SplitQkv(const Tensor& qkv) const;
   // What attention sees: q and k of tensors.qk, v of tensors.qkv.

@@ -162,6 +162,16 @@ struct Weights {
   size_t bytes() const;
 };
 
+// Where the values of all parameters are read: a flat FP32 arena in the layout's order, or weights. One of the two is
+// set; what it points at outlives the source.
+struct ParamSource {
+  ParamSource() = default;
+  ParamSource(const float* arena) : arena(arena) {}  // a source is what either is passed as
+  ParamSource(const Weights* weights) : weights(weights) {}
+  const float* arena = nullptr;
+  const Weights* weights = nullptr;
+};
+
 // Random initialisation of an arena: matrices N(0, std), down and o scaled by 1/sqrt(2L), norms 1, biases 0. By seed.
 void InitializeArena(const ModelConfig& config, uint64_t seed, float std, float* arena);
 // The same values, elements [first, first + count) of one parameter, for models that are never whole in memory.

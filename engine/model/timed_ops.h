@@ -61,6 +61,11 @@ class TimedOps : public Ops {
     Time("LinearBackwardWeight " + std::to_string(d_w.rows) + "x" + std::to_string(d_w.cols),
          2.0 * x.rows * d_w.rows * d_w.cols, [&] { ops_->LinearBackwardWeight(d_out, x, d_w, d_bias); });
   }
+  void LowRankBackward(const Tensor& d_out, const Tensor& x, const Tensor& a, const Tensor& b, float scale,
+                       const Tensor& d_a, const Tensor& d_b) override {
+    Time("LowRankBackward", 4.0 * x.rows * a.rows * (d_out.cols + x.cols),
+         [&] { ops_->LowRankBackward(d_out, x, a, b, scale, d_a, d_b); });
+  }
   void Rope(const Tensor& x, int64_t num_heads, int64_t head_dim, std::span<const int32_t> positions,
             const Tensor& cos_sin, bool backward) override {
     Time("Rope", 0, [&] { ops_->Rope(x, num_heads, head_dim, positions, cos_sin, backward); });

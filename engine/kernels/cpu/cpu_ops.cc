@@ -6,6 +6,7 @@
 #include "engine/kernels/cpu/experts.h"
 #include "engine/kernels/cpu/linear.h"
 #include "engine/kernels/cpu/log_prob.h"
+#include "engine/kernels/cpu/low_rank.h"
 #include "engine/kernels/ops.h"
 
 namespace lockstep {
@@ -37,6 +38,10 @@ class CpuOps : public Ops {
   }
   void LinearBackwardWeight(const Tensor& d_out, const Tensor& x, const Tensor& d_w, const Tensor& d_bias) override {
     cpu::LinearBackwardWeight(context_, d_out, x, d_w, d_bias);
+  }
+  void LowRankBackward(const Tensor& d_out, const Tensor& x, const Tensor& a, const Tensor& b, float scale,
+                       const Tensor& d_a, const Tensor& d_b) override {
+    cpu::LowRankBackward(context_, d_out, x, a, b, scale, d_a, d_b);
   }
   void Rope(const Tensor& x, int64_t num_heads, int64_t head_dim, std::span<const int32_t> positions,
             const Tensor& cos_sin, bool backward) override {

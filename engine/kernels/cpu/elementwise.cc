@@ -127,6 +127,7 @@ void RmsNormBackward(CpuContext& context, const Tensor& d_out, const Tensor& x, 
       }
     }
   });
+  if (d_weight.data == nullptr) return;
   float* total = static_cast<float*>(d_weight.data);
   for (int64_t slice = 0; slice < slices; ++slice) {
     for (int64_t i = 0; i < d; ++i) total[i] += partial[slice * d + i];

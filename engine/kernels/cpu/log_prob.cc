@@ -134,7 +134,7 @@ void LogProbBackward(CpuContext& context, const Tensor& x, const PackedMatrix& w
       });
       const Tensor d_logits = part.Cols(0, count);
       LinearBackwardInputRows(context, d_logits, w, v, d_x_rows, true);
-      LinearBackwardWeight(context, d_logits, x_rows, d_w.Rows(v, count), Tensor());
+      if (d_w.data != nullptr) LinearBackwardWeight(context, d_logits, x_rows, d_w.Rows(v, count), Tensor());
     }
     for (int64_t r = 0; r < rows; ++r) {
       ConvertFromFloat(d_x.dtype, static_cast<const float*>(d_x_rows.Row(r)), d_x.Row(row + r), static_cast<size_t>(d));

@@ -74,7 +74,7 @@ class ReferenceOps : public Ops {
         for (int64_t i = begin; i < begin + d; ++i) dot += Get(weight, 0, i - begin) * Get(d_out, t, i) * Get(x, t, i);
         for (int64_t i = begin; i < begin + d; ++i) {
           const double g = Get(d_out, t, i), v = Get(x, t, i);
-          Add(d_weight, 0, i - begin, g * v * r);
+          if (d_weight.data != nullptr) Add(d_weight, 0, i - begin, g * v * r);
           double result = r * (Get(weight, 0, i - begin) * g - v * r * r / static_cast<double>(d) * dot);
           if (d_residual.data != nullptr) result += Get(d_residual, t, i);
           Set(d_x, t, i, result);
@@ -119,6 +119,19 @@ class ReferenceOps : public Ops {
       }
       if (d_bias.data == nullptr) continue;
       for (int64_t t = 0; t < d_out.rows; ++t) Add(d_bias, 0, n, Get(d_out, t, n));
+    }
+  }
+
+  void LowRankBackward(const Tensor& d_out, const Tensor& x, const Tensor& a, const Tensor& b, float scale,
+                       const Tensor& d_a, const Tensor& d_b) override {
+    for (int64_t j = 0; j < a.rows; ++j) {
+      for (int64_t t = 0; t < x.rows; ++t) {
+        double down = 0, up = 0;
+        for (int64_t k = 0; k < x.cols; ++k) down += Get(x, t, k) * Get(a, j, k);
+        for (int64_t n = 0; n < d_out.cols; ++n) up += Get(d_out, t, n) * Get(b, n, j);
+        for (int64_t k = 0; k < x.cols; ++k) Add(d_a, j, k, static_cast<double>(scale) * up * Get(x, t, k));
+        for (int64_t n = 0; n < d_out.cols; ++n) Add(d_b, n, j, static_cast<double>(scale) * down * Get(d_out, t, n));
+      }
     }
   }
 
@@ -343,7 +356,7 @@ class ReferenceOps : public Ops {
                           (onehot - std::exp(z[static_cast<size_t>(v)] - log_sum)) / static_cast<double>(temperature);
         for (int64_t i = 0; i < x.cols; ++i) {
           dx[static_cast<size_t>(i)] += dz * Get(matrix.view, v, i);
-          Add(d_w, v, i, dz * Get(x, t, i));
+          if (d_w.data != nullptr) Add(d_w, v, i, dz * Get(x, t, i));
         }
       }
       for (int64_t i = 0; i < x.cols; ++i) Set(d_x, t, i, dx[static_cast<size_t>(i)]);
