@@ -40,8 +40,19 @@ std::string Duration(double seconds) {
   return absl::StrFormat("%ds", whole);
 }
 
+// A supervised step has no rollouts, so nothing but the learner's figures.
+bool IsSupervised(const v1::RunStatus& status) {
+  return status.servers_size() == 0 && status.last_step().rollout_tokens_per_second() == 0;
+}
+
 std::string StepLine(const v1::RunStatus& status) {
   const v1::StepSummary& s = status.last_step();
+  if (IsSupervised(status)) {
+    return absl::StrFormat("step %d/%d  loss %.4g  grad norm %.3g  loss scale %g%s  train %.0f tok/s  left %s",
+                           s.step(), status.max_steps(), s.loss(), s.grad_norm(), s.loss_scale(),
+                           s.skipped() ? " (skipped)" : "", s.train_tokens_per_second(),
+                           Duration(status.seconds_left()));
+  }
   return absl::StrFormat(
       "step %d/%d  reward %.3f  loss %.4g  length %.1f  KL(mu||pi) %.2e  max|log mu-log pi| %.1e  loss scale %g%s  "
       "rollout %.0f tok/s  train %.0f tok/s  staleness %.2g  left %s",
@@ -70,6 +81,13 @@ std::string StatusBlock(const v1::RunStatus& status) {
   std::string out = absl::StrFormat("run %s  %s  step %d/%d  weights v%d (epoch %d)  left %s\n", status.run_dir(),
                                     PhaseName(status.phase()), status.step(), status.max_steps(),
                                     status.weight_version(), status.epoch(), Duration(status.seconds_left()));
+  if (IsSupervised(status)) {
+    absl::StrAppend(&out, absl::StrFormat("learner    loss %.4g   grad norm %.3g   loss scale %g   skipped steps %d\n",
+                                          s.loss(), s.grad_norm(), s.loss_scale(), s.skipped_steps_total()));
+    absl::StrAppend(&out, absl::StrFormat("speed      training %.0f tok/s\n", s.train_tokens_per_second()));
+    if (!status.message().empty()) absl::StrAppend(&out, status.message(), "\n");
+    return out;
+  }
   constexpr int kBar = 30;
   const double done =
       status.samples_total() == 0 ? 0 : static_cast<double>(status.samples_done()) / status.samples_total();

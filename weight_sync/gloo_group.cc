@@ -4,6 +4,7 @@
 #include <gloo/rendezvous/context.h>
 #include <gloo/transport/tcp/device.h>
 #include <netdb.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -101,6 +102,8 @@ absl::StatusOr<std::shared_ptr<gloo::Context>> ConnectGlooGroup(const GlooGroupO
   } else {
     attr.hostname = "127.0.0.1";
   }
+  // Gloo writes to sockets without MSG_NOSIGNAL: a peer that dies under a write would end this process as well.
+  signal(SIGPIPE, SIG_IGN);
   std::shared_ptr<gloo::rendezvous::Context> context;
   const absl::Status status =
       CatchGloo(absl::StrCat("joining a group as rank ", options.rank, " of ", options.size), [&] {
