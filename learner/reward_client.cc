@@ -50,11 +50,16 @@ RewardClient::~RewardClient() {
 }
 
 absl::Status RewardClient::Connect() {
-  grpc::ClientContext context;
-  context.set_wait_for_ready(true);
-  SetDeadline(context, absl::ToDoubleSeconds(options_.timeout));
+  const absl::Time deadline = absl::Now() + options_.timeout;
   v1::RewardInfo info;
-  const grpc::Status status = stub_->GetRewardInfo(&context, {}, &info);
+  grpc::Status status;
+  while (true) {
+    grpc::ClientContext context;
+    SetDeadline(context, absl::ToDoubleSeconds(std::max(deadline - absl::Now(), kFirstBackoff)));
+    status = stub_->GetRewardInfo(&context, {}, &info);
+    if (status.error_code() != grpc::StatusCode::UNAVAILABLE || absl::Now() + kFirstBackoff > deadline) break;
+    absl::SleepFor(kFirstBackoff);
+  }
   if (!status.ok()) {
     return absl::UnavailableError(absl::StrCat("data.reward_address: the reward service ", options_.address,
                                                " does not answer: ", status.error_message(),

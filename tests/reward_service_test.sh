@@ -59,8 +59,9 @@ ended() { ! "$lockstep" status gone; }
 wait_for 60 ended || fail "the run does not end after stop"
 
 echo "== bad settings are one line"
-expect_line "does not answer" "$lockstep" run run.yaml run_dir=none data.reward=service data.reward_address=127.0.0.1:1 \
-  data.reward_timeout_seconds=1
+"$lockstep" run run.yaml run_dir=none data.reward=service data.reward_address=127.0.0.1:1 \
+  data.reward_timeout_seconds=1 > none.log 2>&1 && fail "a run started without its reward service"
+grep -q 'data.reward_address: the reward service 127.0.0.1:1 does not answer: .*refused' none.log || fail "none: $(cat none.log)"
 expect_line "is no host:port" "$lockstep" run run.yaml run_dir=none data.reward=service
 
 echo "== grade"
