@@ -28,8 +28,9 @@ if ! [[ $seed =~ ^[0-9]+$ ]]; then
   exit 2
 fi
 
-targets=(//client:lockstep //engine/tokenizer:lockstep_tokenize //learner:lockstep_learner
-  //rollout_server:lockstep_rollout_server //learner/tasks:make_arithmetic)
+targets=(//client:lockstep //engine/tokenizer:lockstep_tokenize //learner:lockstep_learner //learner:lockstep_grade
+  //learner:lockstep_score //learner:lockstep_make_model //rollout_server:lockstep_rollout_server
+  //learner/tasks:make_arithmetic)
 if ((build)); then
   deploy/install_deps.sh
   echo "quickstart: building (some minutes the first time)"
