@@ -50,6 +50,16 @@ absl::StatusOr<std::string> FindBinary(const std::string& name) {
                                           "LOCKSTEP_BIN_DIR to its folder"));
 }
 
+absl::Status BecomeProgram(const std::string& name, std::vector<std::string> arguments) {
+  absl::StatusOr<std::string> binary = FindBinary(name);
+  if (!binary.ok()) return binary.status();
+  std::vector<char*> argv = {binary->data()};
+  for (std::string& argument : arguments) argv.push_back(argument.data());
+  argv.push_back(nullptr);
+  execv(binary->c_str(), argv.data());
+  return absl::UnavailableError(absl::StrCat("cannot execute ", *binary, ": ", std::strerror(errno)));
+}
+
 absl::StatusOr<Child> Child::Start(const std::string& name, const std::string& binary,
                                    const std::vector<std::string>& arguments, const std::string& log_path) {
   Child child;

@@ -17,6 +17,10 @@ namespace lockstep {
 // (../learner, ../rollout_server, ../engine/tokenizer).
 absl::StatusOr<std::string> FindBinary(const std::string& name);
 
+// Program `name`, found as above, takes this process's place, with its standard input and output. Returns only on an
+// error.
+absl::Status BecomeProgram(const std::string& name, std::vector<std::string> arguments);
+
 class Child {
  public:
   // Starts `binary arguments...` in a process group of its own (so that Ctrl-C reaches the client alone), stdout and

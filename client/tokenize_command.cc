@@ -1,9 +1,6 @@
 // tokenize: texts to token ids by a model folder's tokenizer. The work is lockstep_tokenize's, which takes this
 // process's place: the client itself links no engine.
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstring>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "client/child.h"
@@ -21,17 +18,11 @@ int TokenizeCommand(const std::vector<std::string>& arguments) {
   if (split->Has("add-special-tokens") && split->Has("no-add-special-tokens")) {
     return Usage("--add-special-tokens and --no-add-special-tokens contradict one another");
   }
-  const absl::StatusOr<std::string> binary = FindBinary("lockstep_tokenize");
-  if (!binary.ok()) return Fail(binary.status());
-  std::vector<std::string> words = {*binary};
+  std::vector<std::string> flags;
   for (const auto& [name, value] : split->flags) {
-    words.push_back(name == "model" ? absl::StrCat("--model=", value) : absl::StrCat("--", name));
+    flags.push_back(name == "model" ? absl::StrCat("--model=", value) : absl::StrCat("--", name));
   }
-  std::vector<char*> argv;
-  for (std::string& word : words) argv.push_back(word.data());
-  argv.push_back(nullptr);
-  execv(binary->c_str(), argv.data());
-  return Fail(absl::UnavailableError(absl::StrCat("cannot execute ", *binary, ": ", std::strerror(errno))));
+  return Fail(BecomeProgram("lockstep_tokenize", std::move(flags)));
 }
 
 }  // namespace lockstep

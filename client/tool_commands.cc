@@ -1,9 +1,6 @@
 // score, make-model: commands whose work is a program of its own beside this one. Its flags are checked here, then it
 // takes this process's place, with its standard input and output.
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstring>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "client/child.h"
@@ -11,23 +8,6 @@
 
 namespace lockstep {
 namespace {
-
-// Returns only on an error.
-int BecomeProgram(const std::string& name, const Arguments& arguments) {
-  const absl::StatusOr<std::string> binary = FindBinary(name);
-  if (!binary.ok()) return Fail(binary.status());
-  std::vector<std::string> words = {*binary};
-  for (const auto& [flag, value] : arguments.flags) {
-    words.push_back(value.empty() ? absl::StrCat("--", flag) : absl::StrCat("--", flag, "=", value));
-  }
-  words.push_back("--");
-  words.insert(words.end(), arguments.words.begin(), arguments.words.end());
-  std::vector<char*> argv;
-  for (std::string& word : words) argv.push_back(word.data());
-  argv.push_back(nullptr);
-  execv(binary->c_str(), argv.data());
-  return Fail(absl::UnavailableError(absl::StrCat("cannot execute ", *binary, ": ", std::strerror(errno))));
-}
 
 int RunProgram(const std::string& program, const std::string& usage, const std::vector<std::string>& flags,
                const std::vector<std::string>& arguments) {
@@ -39,7 +19,13 @@ int RunProgram(const std::string& program, const std::string& usage, const std::
       if (known == flag + "=" && value.empty()) return Usage(absl::StrCat("--", flag, " needs a value"));
     }
   }
-  return BecomeProgram(program, *split);
+  std::vector<std::string> words;
+  for (const auto& [flag, value] : split->flags) {
+    words.push_back(value.empty() ? absl::StrCat("--", flag) : absl::StrCat("--", flag, "=", value));
+  }
+  words.push_back("--");
+  words.push_back(split->words[0]);
+  return Fail(BecomeProgram(program, std::move(words)));
 }
 
 }  // namespace

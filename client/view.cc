@@ -81,10 +81,11 @@ std::string StatusBlock(const v1::RunStatus& status) {
   std::string out = absl::StrFormat("run %s  %s  step %d/%d  weights v%d (epoch %d)  left %s\n", status.run_dir(),
                                     PhaseName(status.phase()), status.step(), status.max_steps(),
                                     status.weight_version(), status.epoch(), Duration(status.seconds_left()));
+  const std::string learner =
+      absl::StrFormat("learner    loss %.4g   grad norm %.3g   loss scale %g   skipped steps %d\n", s.loss(),
+                      s.grad_norm(), s.loss_scale(), s.skipped_steps_total());
   if (IsSupervised(status)) {
-    absl::StrAppend(&out, absl::StrFormat("learner    loss %.4g   grad norm %.3g   loss scale %g   skipped steps %d\n",
-                                          s.loss(), s.grad_norm(), s.loss_scale(), s.skipped_steps_total()));
-    absl::StrAppend(&out, absl::StrFormat("speed      training %.0f tok/s\n", s.train_tokens_per_second()));
+    absl::StrAppend(&out, learner, absl::StrFormat("speed      training %.0f tok/s\n", s.train_tokens_per_second()));
     if (!status.message().empty()) absl::StrAppend(&out, status.message(), "\n");
     return out;
   }
@@ -99,8 +100,7 @@ std::string StatusBlock(const v1::RunStatus& status) {
                                         s.reward_mean(), s.response_length_mean(), s.entropy()));
   absl::StrAppend(&out, absl::StrFormat("mismatch   KL(mu||pi) %.2e   mean |log mu - log pi| %.2e   max %.2e\n",
                                         s.kl_k3(), s.mean_abs_log_ratio(), s.max_abs_log_ratio()));
-  absl::StrAppend(&out, absl::StrFormat("learner    loss %.4g   grad norm %.3g   loss scale %g   skipped steps %d\n",
-                                        s.loss(), s.grad_norm(), s.loss_scale(), s.skipped_steps_total()));
+  absl::StrAppend(&out, learner);
   absl::StrAppend(&out,
                   absl::StrFormat("speed      rollout %.0f tok/s   training %.0f tok/s   staleness %.2g\n",
                                   s.rollout_tokens_per_second(), s.train_tokens_per_second(), s.staleness_mean()));

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/digest.h"
 #include "engine/base/log.h"
 
 namespace lockstep {
@@ -24,11 +25,10 @@ void SetReward(uint64_t group_id, const absl::StatusOr<double>& reward, Sample* 
              reward.ok() ? "it is not finite" : std::string(reward.status().message()));
 }
 
-// Equal for equal responses alone (FNV-1a): a group that is sampled again after a restart may come out otherwise.
+// Equal for equal responses alone: a group that is sampled again after a restart may come out otherwise.
 std::string SampleId(const std::string& run_id, uint64_t group_id, uint32_t sample_index, const std::string& response) {
-  uint64_t hash = 0xcbf29ce484222325ull;
-  for (const char c : response) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3ull;
-  return absl::StrCat(run_id, "/", group_id, "/", sample_index, "/", absl::Hex(hash, absl::kZeroPad16));
+  return absl::StrCat(run_id, "/", group_id, "/", sample_index, "/",
+                      DigestHex(Digest(response.data(), response.size())));
 }
 
 }  // namespace

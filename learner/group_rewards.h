@@ -25,6 +25,9 @@ namespace lockstep {
 // 0.
 void ScoreGroup(RewardKind kind, const Problem& problem, const Tokenizer& tokenizer, SampleGroup* group);
 
+// How long to wait for the next group from a rollout server while rewards are pending.
+inline constexpr absl::Duration kRewardPoll = absl::Milliseconds(10);
+
 class GroupRewards {
  public:
   // An unknown data.reward, or a service that does not answer. The tokenizer outlives it; metrics may be null.

@@ -7,13 +7,13 @@
 #include <filesystem>
 #include <thread>
 
-#include "engine/base/philox.h"
 #include "engine/base/process.h"
 #include "engine/checkpoint/adapter.h"
 #include "engine/checkpoint/state.h"
 #include "learner/run_folder.h"
 #include "learner/step_message.h"
 #include "learner/trainer.h"
+#include "learner/trainer_test_util.h"
 #include "proto/channel.h"
 #include "weight_sync/rendezvous_store.h"
 
@@ -21,42 +21,6 @@ namespace lockstep {
 namespace {
 
 namespace fs = std::filesystem;
-
-ModelConfig TinyConfig() {
-  ModelConfig config;
-  config.architecture = "Qwen2ForCausalLM";
-  config.vocab_size = 48;
-  config.hidden_size = 32;
-  config.num_layers = 2;
-  config.num_heads = 4;
-  config.num_kv_heads = 2;
-  config.head_dim = 8;
-  config.intermediate_size = 64;
-  config.max_position_embeddings = 64;
-  config.qkv_bias = true;
-  config.tie_word_embeddings = true;
-  config.eos_token_ids = {0};
-  return config;
-}
-
-std::vector<TrainSample> MakeSamples(int count) {
-  std::vector<TrainSample> samples;
-  for (int i = 0; i < count; ++i) {
-    TrainSample sample;
-    const auto draw = [&](uint32_t j) { return Philox4x32(11, j, i)[0]; };
-    const uint32_t prompt = 2 + draw(0) % 5, response = 1 + draw(1) % 9;
-    for (uint32_t t = 0; t < prompt; ++t) sample.prompt.push_back(static_cast<int32_t>(draw(100 + t) % 48));
-    for (uint32_t t = 0; t < response; ++t) {
-      sample.response.push_back(static_cast<int32_t>(draw(200 + t) % 48));
-      sample.log_mu.push_back(-std::log(48.0f) + 0.2f * (UniformOpen(draw(300 + t)) - 0.5f));
-    }
-    sample.advantage = UniformOpen(draw(2)) - 0.5f;
-    samples.push_back(std::move(sample));
-  }
-  return samples;
-}
-
-std::vector<float> Copy(const float* data, int64_t n) { return std::vector<float>(data, data + n); }
 
 class LoraTest : public testing::Test {
  protected:
@@ -76,19 +40,8 @@ class LoraTest : public testing::Test {
     ASSERT_TRUE(WriteHfFolder(Path(name), TinyConfig(), arena.data(), DType::kF32, "").ok());
   }
   TrainerOptions Options(DType dtype = DType::kF16) const {
-    TrainerOptions options;
-    options.config = TinyConfig();
-    options.dtype = dtype;
+    TrainerOptions options = TinyOptions(dtype);
     options.learner.set_lr(1e-2f);
-    options.learner.set_beta1(0.9f);
-    options.learner.set_beta2(0.95f);
-    options.learner.set_adam_eps(1e-8f);
-    options.learner.set_grad_clip(1.0f);
-    options.learner.set_micro_batch_tokens(40);
-    options.learner.set_threads(1);
-    options.algorithm.set_name("pg_seq_is");
-    options.algorithm.set_aggregation("sequence_mean");
-    options.max_response_tokens = 16;
     options.lora.config.set_rank(4);
     options.lora.config.set_alpha(8);
     options.lora.base_dir = Path("base");

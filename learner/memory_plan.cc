@@ -70,9 +70,7 @@ absl::StatusOr<ProcessMemory> TrainingLearner(const MemoryInputs& in) {
   auto& pools = learner.pools;
   pools.push_back({"weights", WeightsBytes(in.model, in.learner_dtype)});
   if (in.mode == LearnerMode::kReinforce && in.config.algorithm().kl_beta() > 0) {
-    // The reference; while it is captured, its FP32 copy is there too.
     pools.push_back({"reference weights", WeightsBytes(in.model, in.learner_dtype)});
-    pools.push_back({"reference's FP32 copy", 4 * params});
   }
   pools.push_back({"master", 4 * trained});
   pools.push_back({"gradient", 4 * trained});

@@ -18,8 +18,6 @@ namespace {
 constexpr uint64_t kExtraOrderSeed = 0x9E3779B97F4A7C15;
 
 constexpr absl::Duration kPoll = absl::Milliseconds(200);
-// While a reward service has groups.
-constexpr absl::Duration kRewardPoll = absl::Milliseconds(10);
 
 double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(absl::Now() - start); }
 

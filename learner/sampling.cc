@@ -9,8 +9,6 @@ namespace lockstep {
 namespace {
 
 constexpr absl::Duration kPoll = absl::Milliseconds(200);
-// While a reward service has groups.
-constexpr absl::Duration kRewardPoll = absl::Milliseconds(10);
 // Groups handed out at once; bounds what waits in memory.
 constexpr size_t kMaxOutstanding = 512;
 

@@ -406,23 +406,33 @@ int64_t Trainer::optimizer_steps() const { return impl_->adam_step; }
 bool Trainer::needs_reference() const { return impl_->options.algorithm.kl_beta() > 0; }
 void Trainer::CaptureReference() {
   LOCKSTEP_CHECK(needs_reference(), "a reference without a KL penalty only takes memory");
-  std::vector<float> values(impl_->weights->layout.total_size);
-  impl_->weights->CopyToArena(values.data());
   impl_->reference = std::make_unique<Weights>(impl_->options.config, impl_->options.dtype);
-  impl_->reference->SetFromArena(values.data());
+  const ParamLayout& layout = impl_->weights->layout;
+  std::vector<float> values;  // of one parameter: the whole model in FP32 may not fit
+  for (int param = 0; param < static_cast<int>(layout.params.size()); ++param) {
+    const ParamSpec& spec = layout.params[param];
+    values.resize(spec.size());
+    const Tensor rows(values.data(), DType::kF32, spec.rows, spec.cols);
+    impl_->weights->GetParamRows(param, 0, rows);
+    impl_->reference->SetParamRows(param, 0, rows);
+  }
 }
 
 absl::Status Trainer::Impl::BroadcastReference() {
-  std::vector<float> values(weights->layout.total_size);
-  if (collectives->rank() == 0) {
-    LOCKSTEP_CHECK(reference != nullptr, "rank 0 captures the reference before it is broadcast");
-    reference->CopyToArena(values.data());
+  const bool sends = collectives->rank() == 0;
+  LOCKSTEP_CHECK(!sends || reference != nullptr, "rank 0 captures the reference before it is broadcast");
+  if (!sends) reference = std::make_unique<Weights>(options.config, options.dtype);
+  const ParamLayout& layout = weights->layout;
+  std::vector<float> values;
+  for (int param = 0; param < static_cast<int>(layout.params.size()); ++param) {
+    const ParamSpec& spec = layout.params[param];
+    values.resize(spec.size());
+    const Tensor rows(values.data(), DType::kF32, spec.rows, spec.cols);
+    if (sends) reference->GetParamRows(param, 0, rows);
+    absl::Status status = collectives->Broadcast(values.data(), spec.size(), options.collective_timeout);
+    if (!status.ok()) return status;
+    if (!sends) reference->SetParamRows(param, 0, rows);
   }
-  absl::Status status =
-      collectives->Broadcast(values.data(), static_cast<int64_t>(values.size()), options.collective_timeout);
-  if (!status.ok() || collectives->rank() == 0) return status;
-  reference = std::make_unique<Weights>(options.config, options.dtype);
-  reference->SetFromArena(values.data());
   return absl::OkStatus();
 }
 
