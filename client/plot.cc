@@ -24,8 +24,7 @@ namespace lockstep {
 namespace {
 
 constexpr double kRenderSeconds = 120;
-constexpr int kWidth = 960, kHeight = 640;  // pixels
-constexpr size_t kManyPoints = 1500;        // above it points are small and translucent
+constexpr size_t kManyPoints = 1500;  // above it points are small and translucent
 constexpr size_t kMarkersPerLine = 10;
 
 struct Look {
@@ -217,10 +216,10 @@ absl::StatusOr<std::string> PlotScript(const Plot& plot, const std::string& term
   if (terminal == "png") {
     absl::StrAppendFormat(&script,
                           "set terminal pngcairo noenhanced size %d,%d font 'DejaVu Sans,13' background '#FFFFFF'\n",
-                          kWidth, kHeight);
+                          plot.width, plot.height);
   } else {
     absl::StrAppendFormat(&script, "set terminal svg noenhanced size %d,%d font 'sans-serif,15' background '#FFFFFF'\n",
-                          kWidth, kHeight);
+                          plot.width, plot.height);
   }
   absl::StrAppend(&script, "set output ", Quoted(output), "\n");
   std::vector<std::string> bands, elements;

@@ -28,6 +28,7 @@ struct PlotSeries {
 struct Plot {
   std::string title = {}, x_label = {}, y_label = {};
   bool log_x = false, log_y = false;
+  int width = 960, height = 640;                                     // pixels; text keeps its size
   std::optional<double> y_min = std::nullopt, y_max = std::nullopt;  // default: from the data
   // A point with a coordinate that is not finite, or not positive on a logarithmic axis, is left out; lines go on past
   // it. Without any point left the axes are drawn with "no data".
