@@ -8,6 +8,9 @@
 namespace lockstep {
 namespace {
 
+// A table of at most so many rows stays on one page.
+constexpr size_t kMostRowsKept = 12;
+
 // Bytes of the UTF-8 character at `i` that XML allows; 0: there is none.
 size_t CharacterBytes(const std::string& text, size_t i) {
   const auto byte = [&](size_t k) { return static_cast<uint8_t>(k < text.size() ? text[k] : 0); };
@@ -75,9 +78,11 @@ std::string InlineSvg(const std::string& svg, const std::string& id_prefix, cons
 }
 
 std::string HtmlTableText(const HtmlTable& table) {
-  std::string html = "<table>\n<thead><tr>";
+  std::string html =
+      absl::StrCat("<table", table.rows.size() <= kMostRowsKept ? " class=\"keep\"" : "", ">\n<thead><tr>");
   const auto open = [&](const char* tag, size_t column) {
-    return absl::StrCat("<", tag, table.columns[column].number ? " class=\"n\">" : ">");
+    constexpr const char* kClasses[] = {">", " class=\"n\">", " class=\"w\">"};
+    return absl::StrCat("<", tag, kClasses[table.columns[column].kind]);
   };
   for (size_t i = 0; i < table.columns.size(); ++i) {
     absl::StrAppend(&html, open("th", i), HtmlText(table.columns[i].name), "</th>");

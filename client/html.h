@@ -17,8 +17,9 @@ std::string InlineSvg(const std::string& svg, const std::string& id_prefix, cons
 
 struct HtmlTable {
   struct Column {
+    enum Kind { kText, kNumber, kWhole };  // kNumber: to the right; kWhole: not broken over lines
     std::string name;
-    bool number = false;  // to the right
+    Kind kind = kText;
   };
   std::vector<Column> columns;
   std::vector<std::vector<std::string>> rows;  // text, escaped here

@@ -13,7 +13,7 @@
 namespace lockstep {
 namespace {
 
-constexpr int kWidth = 560, kHeight = 380;  // two beside each other on a page
+constexpr int kWidth = 560, kHeight = 350;  // two beside each other on a page
 
 struct FigureOnPage {
   std::string title;   // below the picture
@@ -21,6 +21,7 @@ struct FigureOnPage {
   std::string y_label;
   bool log_y = false;
   FigureSource source = FigureSource::kSteps;
+  bool near_one = false;  // drawn as its distance from 1 where it never leaves it far: its ticks would all read "1"
 };
 
 struct Section {
@@ -76,19 +77,23 @@ std::vector<Section> Sections(const Report& report) {
         {"Log ratio of a response, least", "sequence_log_ratio_min", "nats"},
         {"Log ratio of a response, greatest", "sequence_log_ratio_max", "nats"},
         {"Slope of a response's log ratio against its length", "sequence_log_ratio_slope", "nats / 1,000 tokens"},
-        {"Effective sample size of π/μ, tokens", "effective_sample_size_token", "fraction"},
-        {"Effective sample size of π/μ, responses", "effective_sample_size_sequence", "fraction"},
+        {"Effective sample size of π/μ, tokens", "effective_sample_size_token", "fraction", false, FigureSource::kSteps,
+         true},
+        {"Effective sample size of π/μ, responses", "effective_sample_size_sequence", "fraction", false,
+         FigureSource::kSteps, true},
         {"χ² of π/μ, tokens (log scale)", "chi_square_token", "χ²", true},
         {"χ² of π/μ, responses (log scale)", "chi_square_sequence", "χ²", true},
         {"Tokens with π/μ outside of [0.99, 1.01]", "ratio_outside_fraction", "fraction"},
-        {"Correlation of μ and π over tokens", "probability_correlation", "Pearson's r"},
+        {"Correlation of μ and π over tokens", "probability_correlation", "Pearson's r", false, FigureSource::kSteps,
+         true},
         {"Perplexity of training over that of rollout, mean", "perplexity_ratio", "ratio"}}},
       {"Objective and optimiser",
        {{"Tokens whose weight or ratio met a bound", "clip_fraction", "fraction"},
         {"Tokens left out by a mask", "mask_fraction", "fraction"},
         {"Responses with a token that met a bound", "sequence_clip_fraction", "fraction"},
         {"Responses with a token left out by a mask", "sequence_mask_fraction", "fraction"},
-        {"Effective sample size of the weights trained with", "effective_sample_size", "fraction"},
+        {"Effective sample size of the weights trained with", "effective_sample_size", "fraction", false,
+         FigureSource::kSteps, true},
         {"Gradient norm before clipping (log scale)", "grad_norm", "norm", true},
         {"Loss scale (log scale)", "loss_scale", "scale", true},
         {"Updates skipped for a gradient that is not finite", "skipped_steps_total", "updates so far"}}},
@@ -106,6 +111,18 @@ struct Drawn {
   double low = INFINITY, high = -INFINITY;
   bool constant() const { return low == high; }
 };
+
+constexpr double kNearOne = 0.99;
+
+void TakeFromOne(Drawn* drawn) {
+  for (PlotSeries& series : drawn->series) {
+    for (auto* values : {&series.y, &series.low, &series.high}) {
+      for (double& value : *values) value = 1 - value;
+    }
+    std::swap(series.low, series.high);
+  }
+  drawn->high = 1 - drawn->low;
+}
 
 Drawn Curves(const Report& report, const FigureOnPage& figure) {
   static const std::vector<FigureSpec>& specs = StepFigureSpecs();
@@ -136,7 +153,7 @@ Drawn Curves(const Report& report, const FigureOnPage& figure) {
 
 absl::StatusOr<std::string> ReportFigures(const Report& report) {
   std::string html;
-  HtmlTable constants{{{"figure"}, {"value at every step", true}}, {}};
+  std::string constants;
   int number = 0;
   for (const Section& section : Sections(report)) {
     std::string pictures;
@@ -144,28 +161,35 @@ absl::StatusOr<std::string> ReportFigures(const Report& report) {
       Drawn drawn = Curves(report, figure);
       if (drawn.points == 0) continue;
       if (drawn.constant() && drawn.points > 1) {
-        constants.rows.push_back({figure.title, absl::StrFormat("%.6g", drawn.low)});
+        absl::StrAppend(&constants, "<div>", HtmlText(figure.title), ": <b>", absl::StrFormat("%.6g", drawn.low),
+                        "</b></div>\n");
         continue;
+      }
+      std::string title = figure.title;
+      const bool from_one = figure.near_one && drawn.low >= kNearOne && drawn.high <= 1 && drawn.low < 1;
+      if (from_one) {
+        TakeFromOne(&drawn);
+        title = "1 − " + title + " (log scale)";
       }
       Plot plot;
       plot.width = kWidth;
       plot.height = kHeight;
       plot.x_label = "step";
-      plot.y_label = figure.y_label;
-      plot.log_y = figure.log_y && drawn.high > 0;
+      plot.y_label = from_one ? "1 − " + figure.y_label : figure.y_label;
+      plot.log_y = (figure.log_y || from_one) && drawn.high > 0;
       plot.series = std::move(drawn.series);
       const auto svg = report.render(plot);
       if (!svg.ok()) return svg.status();
       ++number;
-      absl::StrAppend(&pictures, "<figure>", InlineSvg(*svg, absl::StrCat("f", number, "-"), figure.title),
-                      "<figcaption>Figure ", number, ". ", HtmlText(figure.title), "</figcaption></figure>\n");
+      absl::StrAppend(&pictures, "<figure>", InlineSvg(*svg, absl::StrCat("f", number, "-"), title),
+                      "<figcaption>Figure ", number, ". ", HtmlText(title), "</figcaption></figure>\n");
     }
     if (pictures.empty()) continue;
     absl::StrAppend(&html, "<h2>", HtmlText(section.title), "</h2>\n<div class=\"figures\">\n", pictures, "</div>\n");
   }
-  if (!constants.rows.empty()) {
+  if (!constants.empty()) {
     absl::StrAppend(&html, "<h2>Figures that kept one value</h2>\n<p>At all steps of all runs; not drawn.</p>\n",
-                    HtmlTableText(constants));
+                    "<div class=\"constants\">\n", constants, "</div>\n");
   }
   return html;
 }

@@ -8,13 +8,16 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/str_replace.h"
+#include "absl/time/time.h"
 #include "client/html.h"
 #include "client/run_outcome.h"
 #include "client/view.h"
 
 namespace lockstep {
 namespace {
+
+using Kind = HtmlTable::Column::Kind;
+constexpr Kind kNumber = Kind::kNumber, kWhole = Kind::kWhole;
 
 constexpr char kStyle[] = R"css(
 @page { size: A4; margin: 15mm 14mm; }
@@ -31,12 +34,15 @@ th { border-bottom: 1pt solid #000; vertical-align: bottom; }
 thead { display: table-header-group; }
 tr { break-inside: avoid; }
 .figures { display: flex; flex-wrap: wrap; justify-content: space-between; }
-figure { width: 49%; margin: 0 0 4mm; break-inside: avoid; }
+figure { width: 49%; margin: 0 0 3mm; break-inside: avoid; }
 figure svg { width: 100%; height: auto; display: block; }
 figcaption { font-size: 8pt; text-align: center; }
 code, .settings { font: 7.5pt/1.45 "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
-.settings { columns: 2; column-gap: 6mm; margin: 2mm 0; }
-.settings div { break-inside: avoid; }
+.constants { font-size: 8pt; }
+.settings, .constants { columns: 2; column-gap: 6mm; margin: 2mm 0; }
+.settings div, .constants div { break-inside: avoid; }
+.keep { break-inside: avoid; }
+.w { white-space: nowrap; }
 .notes { font-size: 8pt; }
 @media print { body { max-width: none; padding: 0; } }
 )css";
@@ -56,6 +62,14 @@ std::string Number(const std::optional<double>& value, const char* format = "%.4
 
 std::string StepText(const std::optional<uint64_t>& step) {
   return step.has_value() ? absl::StrCat("step ", *step) : "no";
+}
+
+// "2026-01-31T12:00:00+00:00" to "2026-01-31 12:00"; all times are UTC.
+std::string TimeText(const std::string& rfc3339) {
+  absl::Time time;
+  if (rfc3339.empty()) return "not recorded";
+  if (!absl::ParseTime(absl::RFC3339_full, rfc3339, &time, nullptr)) return rfc3339;
+  return absl::FormatTime("%Y-%m-%d %H:%M", time, absl::UTCTimeZone());
 }
 
 std::string Seed(const RunData& run) { return run.config.has_value() ? absl::StrCat(run.config->seed()) : "?"; }
@@ -95,7 +109,7 @@ std::string ClaimsPart(const Claims& claims) {
 
 std::string GroupsPart(const Report& report) {
   HtmlTable table{{{"group"},
-                   {"runs", true},
+                   {"runs", kNumber},
                    {"seeds"},
                    {"model"},
                    {"algorithm"},
@@ -122,8 +136,14 @@ std::string GroupsPart(const Report& report) {
 }
 
 std::string RunsPart(const Report& report) {
-  HtmlTable table{
-      {{"run"}, {"group"}, {"started"}, {"starts", true}, {"time of steps", true}, {"version"}, {"machine"}}, {}};
+  HtmlTable table{{{"run"},
+                   {"group"},
+                   {"started (UTC)", kWhole},
+                   {"starts", kNumber},
+                   {"time of steps", kNumber},
+                   {"version"},
+                   {"machine"}},
+                  {}};
   ForEachRun(report, [&](const RunGroup& group, const RunData& run) {
     const RunOutcome outcome = SummarizeRun(run, report.target_reward);
     const RunStart start = run.starts.empty() ? RunStart() : run.starts.front();
@@ -135,35 +155,35 @@ std::string RunsPart(const Report& report) {
     if (start.cores > 0) absl::StrAppend(&machine, machine.empty() ? "" : ", ", start.cores, " cores");
     if (start.memory_gib > 0) absl::StrAppendFormat(&machine, ", %.0f GiB", start.memory_gib);
     if (!start.gpus.empty()) absl::StrAppend(&machine, "; ", start.gpus);
-    table.rows.push_back({RunName(report, run), group.label,
-                          start.started_at.empty() ? "not recorded" : start.started_at, absl::StrCat(run.starts.size()),
-                          Duration(outcome.seconds), versions.empty() ? "not recorded" : absl::StrJoin(versions, ", "),
+    table.rows.push_back({RunName(report, run), group.label, TimeText(start.started_at),
+                          absl::StrCat(run.starts.size()), Duration(outcome.seconds),
+                          versions.empty() ? "not recorded" : absl::StrJoin(versions, ", "),
                           machine.empty() ? "not recorded" : machine});
   });
   return HtmlTableText(table);
 }
 
 std::string OutcomePart(const Report& report) {
-  HtmlTable table{{{"run"},
+  HtmlTable table{{{"run", kWhole},
                    {"group"},
-                   {"seed", true},
-                   {"steps", true},
-                   {"first reward", true},
-                   {"last", true},
-                   {"best", true},
+                   {"seed", kNumber},
+                   {"steps", kNumber},
+                   {"first reward", kNumber},
+                   {"last", kNumber},
+                   {"best", kNumber},
                    {absl::StrCat("reaches ", Number(report.target_reward))},
                    {"collapsed"},
-                   {"max |log μ − log π|", true},
-                   {"skipped", true}},
+                   {"max |log μ − log π|", kNumber},
+                   {"skipped", kNumber}},
                   {}};
   HtmlTable supervised{{{"run"},
                         {"group"},
-                        {"seed", true},
-                        {"steps", true},
-                        {"first loss", true},
-                        {"last loss", true},
+                        {"seed", kNumber},
+                        {"steps", kNumber},
+                        {"first loss", kNumber},
+                        {"last loss", kNumber},
                         {"collapsed"},
-                        {"skipped", true}},
+                        {"skipped", kNumber}},
                        {}};
   ForEachRun(report, [&](const RunGroup& group, const RunData& run) {
     const RunOutcome outcome = SummarizeRun(run, report.target_reward);
@@ -197,15 +217,15 @@ std::string OutcomePart(const Report& report) {
 }
 
 std::string EvaluationsPart(const Report& report) {
-  HtmlTable table{{{"run"},
-                   {"step", true},
-                   {"problems", true},
-                   {"samples each", true},
-                   {"pass@1", true},
-                   {"pass@n", true},
-                   {"maj@n", true},
-                   {"length", true},
-                   {"cut by length", true}},
+  HtmlTable table{{{"run", kWhole},
+                   {"step", kNumber},
+                   {"problems", kNumber},
+                   {"samples each", kNumber},
+                   {"pass@1", kNumber},
+                   {"pass@n", kNumber},
+                   {"maj@n", kNumber},
+                   {"length", kNumber},
+                   {"cut by length", kNumber}},
                   {}};
   ForEachRun(report, [&](const RunGroup&, const RunData& run) {
     if (run.evaluations.empty()) return;
@@ -238,8 +258,8 @@ std::string TimePart(const Report& report) {
       {"weight_sync", "weight sync"},
       {"checkpoint", "checkpoint"},
   };
-  HtmlTable table{{{"group"}, {"seconds a step", true}}, {}};
-  for (const auto& [phase, title] : phases) table.columns.push_back({title, true});
+  HtmlTable table{{{"group"}, {"seconds a step", kNumber}}, {}};
+  for (const auto& [phase, title] : phases) table.columns.push_back({title, kNumber});
   for (const RunGroup& group : report.groups) {
     double total = 0, steps = 0;
     std::map<std::string, double> seconds;

@@ -2,6 +2,7 @@
 
 #include <google/protobuf/io/tokenizer.h>
 #include <google/protobuf/text_format.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -56,7 +57,7 @@ absl::Status FromLedger(const std::string& path, RunData* run) {
     if (step.epoch != epoch) {
       epoch = step.epoch;
       const auto found = ledger->epochs.find(epoch);
-      if (found != ledger->epochs.end() && absl::ParseTime(absl::RFC3339_sec, found->second, &started, nullptr)) {
+      if (found != ledger->epochs.end() && absl::ParseTime(absl::RFC3339_full, found->second, &started, nullptr)) {
         time = std::max(time, absl::ToDoubleSeconds(started - absl::UnixEpoch()));
       }
     }
@@ -144,6 +145,24 @@ std::vector<RunStart> ReadStarts(const std::string& path) {
   return starts;
 }
 
+// From the first start, or back from the file's last change where none was recorded.
+void EstimateTimes(const std::string& path, RunData* run) {
+  const auto seconds = [](const Figures& figures) {
+    const auto found = figures.find("seconds_total");
+    return found != figures.end() && found->second > 0 ? found->second : 0;
+  };
+  absl::Time started;
+  double time = 0;
+  struct stat status;
+  if (!run->starts.empty() && absl::ParseTime(absl::RFC3339_full, run->starts[0].started_at, &started, nullptr)) {
+    time = absl::ToDoubleSeconds(started - absl::UnixEpoch());
+  } else if (stat(path.c_str(), &status) == 0) {
+    time = static_cast<double>(status.st_mtime);
+    for (const auto& [step, figures] : run->steps) time -= seconds(figures);
+  }
+  for (const auto& [step, figures] : run->steps) run->step_times[step] = time += seconds(figures);
+}
+
 }  // namespace
 
 bool IsRunFolder(const std::string& path) { return Exists(path + "/ledger.db") || Exists(path + "/metrics.jsonl"); }
@@ -170,17 +189,7 @@ absl::StatusOr<RunData> ReadRun(const std::string& path) {
   run.config = ReadConfig(path + "/config.pbtxt");
   std::vector<RunStart> starts = ReadStarts(path + "/starts.jsonl");
   if (!starts.empty()) run.starts = std::move(starts);
-  if (run.step_times.empty()) {
-    double time = 0;
-    absl::Time started;
-    if (!run.starts.empty() && absl::ParseTime(absl::RFC3339_sec, run.starts[0].started_at, &started, nullptr)) {
-      time = absl::ToDoubleSeconds(started - absl::UnixEpoch());
-    }
-    for (const auto& [step, figures] : run.steps) {
-      const auto seconds = figures.find("seconds_total");
-      run.step_times[step] = time += seconds != figures.end() && seconds->second > 0 ? seconds->second : 0;
-    }
-  }
+  if (run.step_times.empty()) EstimateTimes(path + "/metrics.jsonl", &run);
   return run;
 }
 

@@ -97,7 +97,7 @@ TEST(EventFileTest, ReadsBackWhatItWrote) {
   auto file = EventFile::Create(folder, 1000.5, 1);
   ASSERT_TRUE(file.ok()) << file.status();
   ASSERT_TRUE(file->Add(1001, 1, {{"train/reward", 0.5}, {"optim/loss_scale", 65536}}).ok());
-  ASSERT_TRUE(file->Add(1002, 2, {{"train/reward", 0.75}}).ok());
+  ASSERT_TRUE(file->Add(1002, 2, {{"train/reward", 0}}).ok());
   const auto events = Events(file->path());
   ASSERT_EQ(events.size(), 4u);
   EXPECT_EQ(events[0].file_version(), "brain.Event:2");
@@ -108,6 +108,7 @@ TEST(EventFileTest, ReadsBackWhatItWrote) {
   EXPECT_EQ(events[2].summary().value(1).simple_value(), 65536);
   EXPECT_EQ(events[3].step(), 2);
   EXPECT_EQ(events[3].wall_time(), 1002);
+  EXPECT_TRUE(events[3].summary().value(0).has_simple_value());  // a 0 is a value
 }
 
 TEST(EventFileTest, ALaterFileSortsAfterTheOthersThoughTheClockWasSetBack) {
