@@ -216,7 +216,9 @@ TEST(HtmlTest, TextIsNeverMarkup) {
   EXPECT_EQ(HtmlText("<a href=\"x\">&'"), "&lt;a href=&quot;x&quot;&gt;&amp;&#39;");
   EXPECT_EQ(HtmlText("µ → π"), "µ → π");
   EXPECT_EQ(HtmlText(std::string("a\0b\x1b", 4)), "a?b?");
-  EXPECT_EQ(HtmlText("\xff\xc3(\xed\xa0\x80\xf4\x90\x80\x80\xc0\x80"), "??(?????????");
+  EXPECT_EQ(HtmlText("\xff\xc3(\xed\xa0\x80\xf4\x90\x80\x80\xc0\x80"),
+            "??"
+            "(?????????");
 }
 
 TEST(HtmlTest, InlinePicturesHaveIdsOfTheirOwn) {
