@@ -7,6 +7,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
 #include "client/html.h"
 #include "client/report_page.h"
 
@@ -86,7 +87,8 @@ std::vector<Section> Sections(const Report& report) {
         {"Tokens with π/μ outside of [0.99, 1.01]", "ratio_outside_fraction", "fraction"},
         {"Correlation of μ and π over tokens", "probability_correlation", "Pearson's r", false, FigureSource::kSteps,
          true},
-        {"Perplexity of training over that of rollout, mean", "perplexity_ratio", "ratio"}}},
+        {"Perplexity of training over that of rollout, mean", "perplexity_ratio", "ratio", false, FigureSource::kSteps,
+         true}}},
       {"Objective and optimiser",
        {{"Tokens whose weight or ratio met a bound", "clip_fraction", "fraction"},
         {"Tokens left out by a mask", "mask_fraction", "fraction"},
@@ -112,16 +114,21 @@ struct Drawn {
   bool constant() const { return low == high; }
 };
 
-constexpr double kNearOne = 0.99;
+constexpr double kNearOne = 0.01;
 
-void TakeFromOne(Drawn* drawn) {
+// Values that never leave 1 far are drawn as their distance from it: 1 - x on a logarithmic axis where none is above,
+// else x - 1. Returns what is drawn of a figure, as "1 − %s"; "%s" where nothing is to be done.
+std::string TakeFromOne(Drawn* drawn, bool* log_y) {
+  if (drawn->low < 1 - kNearOne || drawn->high > 1 + kNearOne) return "%s";
+  *log_y = drawn->high <= 1;
   for (PlotSeries& series : drawn->series) {
     for (auto* values : {&series.y, &series.low, &series.high}) {
-      for (double& value : *values) value = 1 - value;
+      for (double& value : *values) value = *log_y ? 1 - value : value - 1;
     }
-    std::swap(series.low, series.high);
+    if (*log_y) std::swap(series.low, series.high);
   }
-  drawn->high = 1 - drawn->low;
+  drawn->high = *log_y ? 1 - drawn->low : drawn->high - 1;
+  return *log_y ? "1 − %s" : "%s − 1";
 }
 
 Drawn Curves(const Report& report, const FigureOnPage& figure) {
@@ -165,18 +172,16 @@ absl::StatusOr<std::string> ReportFigures(const Report& report) {
                         "</b></div>\n");
         continue;
       }
-      std::string title = figure.title;
-      const bool from_one = figure.near_one && drawn.low >= kNearOne && drawn.high <= 1 && drawn.low < 1;
-      if (from_one) {
-        TakeFromOne(&drawn);
-        title = "1 − " + title + " (log scale)";
-      }
+      bool log_y = figure.log_y;
+      const std::string drawn_as = figure.near_one ? TakeFromOne(&drawn, &log_y) : "%s";
+      const std::string title =
+          absl::StrReplaceAll(drawn_as, {{"%s", figure.title}}) + (log_y && !figure.log_y ? " (log scale)" : "");
       Plot plot;
       plot.width = kWidth;
       plot.height = kHeight;
       plot.x_label = "step";
-      plot.y_label = from_one ? "1 − " + figure.y_label : figure.y_label;
-      plot.log_y = (figure.log_y || from_one) && drawn.high > 0;
+      plot.y_label = absl::StrReplaceAll(drawn_as, {{"%s", figure.y_label}});
+      plot.log_y = log_y && drawn.high > 0;
       plot.series = std::move(drawn.series);
       const auto svg = report.render(plot);
       if (!svg.ok()) return svg.status();

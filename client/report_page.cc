@@ -33,8 +33,7 @@ th { border-bottom: 1pt solid #000; vertical-align: bottom; }
 .n { text-align: right; font-variant-numeric: tabular-nums; }
 thead { display: table-header-group; }
 tr { break-inside: avoid; }
-.figures { display: flex; flex-wrap: wrap; justify-content: space-between; }
-figure { width: 49%; margin: 0 0 3mm; break-inside: avoid; }
+figure { display: inline-block; width: 49%; margin: 0 0 3mm; vertical-align: top; break-inside: avoid; }
 figure svg { width: 100%; height: auto; display: block; }
 figcaption { font-size: 8pt; text-align: center; }
 code, .settings { font: 7.5pt/1.45 "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
@@ -136,7 +135,7 @@ std::string GroupsPart(const Report& report) {
 }
 
 std::string RunsPart(const Report& report) {
-  HtmlTable table{{{"run"},
+  HtmlTable table{{{"run", kWhole},
                    {"group"},
                    {"started (UTC)", kWhole},
                    {"starts", kNumber},
@@ -176,7 +175,7 @@ std::string OutcomePart(const Report& report) {
                    {"max |log μ − log π|", kNumber},
                    {"skipped", kNumber}},
                   {}};
-  HtmlTable supervised{{{"run"},
+  HtmlTable supervised{{{"run", kWhole},
                         {"group"},
                         {"seed", kNumber},
                         {"steps", kNumber},
