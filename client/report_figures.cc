@@ -57,10 +57,10 @@ std::vector<Section> Sections(const Report& report) {
     learning.figures.push_back({"Held-out evaluation: " + majority, majority, majority, false, kEvaluations});
   }
   const std::vector<FigureOnPage> more = {
+      {"Loss", "loss", "loss"},
       {"Held-out evaluation: response length", "response_length_mean", "tokens", false, kEvaluations},
       {"Response length, mean", "response_length_mean", "tokens"},
       {"Entropy of π over response tokens, mean", "entropy", "nats"},
-      {"Loss", "loss", "loss"},
       {"KL penalty's part of the loss", "kl_loss", "loss"},
       {"KL to the reference policy (k3)", "reference_kl", "nats"},
       {"Samples dropped", "dropped_samples", "samples"},
@@ -111,7 +111,8 @@ struct Drawn {
   std::vector<PlotSeries> series;
   size_t points = 0;
   double low = INFINITY, high = -INFINITY;
-  bool constant() const { return low == high; }
+  // But for what taking means rounds.
+  bool constant() const { return high - low <= 1e-12 * std::max(std::abs(low), std::abs(high)); }
 };
 
 constexpr double kNearOne = 0.01;

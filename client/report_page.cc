@@ -33,6 +33,7 @@ th { border-bottom: 1pt solid #000; vertical-align: bottom; }
 .n { text-align: right; font-variant-numeric: tabular-nums; }
 thead { display: table-header-group; }
 tr { break-inside: avoid; }
+.figures { orphans: 1; widows: 1; }
 figure { display: inline-block; width: 49%; margin: 0 0 3mm; vertical-align: top; break-inside: avoid; }
 figure svg { width: 100%; height: auto; display: block; }
 figcaption { font-size: 8pt; text-align: center; }
@@ -106,6 +107,13 @@ std::string ClaimsPart(const Claims& claims) {
   return html;
 }
 
+// Of a group's runs; "several" where the group was made by hand of runs with other settings.
+std::string GroupDigest(const RunGroup& group) {
+  std::set<std::string> digests;
+  for (const RunData* run : group.runs) digests.insert(run->config.has_value() ? ConfigDigest(*run->config) : "?");
+  return digests.size() == 1 ? *digests.begin() : "several";
+}
+
 std::string GroupsPart(const Report& report) {
   HtmlTable table{{{"group"},
                    {"runs", kNumber},
@@ -125,7 +133,7 @@ std::string GroupsPart(const Report& report) {
       const bool supervised = group.runs[0]->supervised;
       row.insert(row.end(),
                  {config->model().path(), supervised ? "supervised" : config->algorithm().name(), config->numerics(),
-                  supervised ? "–" : config->rollout().dtype(), config->learner().dtype(), ConfigDigest(*config)});
+                  supervised ? "–" : config->rollout().dtype(), config->learner().dtype(), GroupDigest(group)});
     } else {
       row.insert(row.end(), {"no config.pbtxt", "?", "?", "?", "?", "?"});
     }
@@ -309,6 +317,10 @@ std::string SettingsPart(const Report& report) {
     }
   }
   std::string html = "<h2>Settings</h2>\n";
+  const auto several = [](const RunGroup& group) { return GroupDigest(group) == "several"; };
+  if (std::any_of(report.groups.begin(), report.groups.end(), several)) {
+    html += "<p>A group of runs with several settings has those of its first run here.</p>\n";
+  }
   if (!differing.rows.empty()) absl::StrAppend(&html, HtmlTableText(differing));
   return absl::StrCat(html, "<p>", values.size() > 1 ? "Equal in all groups:" : "All, without seed and run_dir:",
                       "</p>\n<div class=\"settings\">\n", common, "</div>\n");

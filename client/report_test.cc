@@ -266,11 +266,27 @@ TEST(ReportPageTest, ValuesNearOneAreDrawnAsTheirDistanceFromIt) {
   ASSERT_EQ(plots.size(), 1u);
   EXPECT_TRUE(plots[0].log_y);
   EXPECT_NEAR(plots[0].series[0].y[1], 0.001, 1e-12);
+  run.steps[2]["effective_sample_size_token"] = 1.001;
+  plots.clear();
+  ASSERT_TRUE(ReportFigures(report).ok());
+  EXPECT_FALSE(plots[0].log_y);
+  EXPECT_NEAR(plots[0].series[0].y[1], 0.001, 1e-12);
+  EXPECT_EQ(plots[0].y_label, "fraction − 1");
   run.steps[2]["effective_sample_size_token"] = 0.5;
   plots.clear();
   ASSERT_TRUE(ReportFigures(report).ok());
   EXPECT_FALSE(plots[0].log_y);
   EXPECT_EQ(plots[0].series[0].y[1], 0.5);
+}
+
+TEST(ReportPageTest, AGroupMadeByHandTellsThatItsSettingsDiffer) {
+  const RunData a = MakeRun("a", {0.5}), b = MakeRun("b", {0.75}, 1, "bf16");
+  Report report;
+  report.groups = {{"both", {&a, &b}}};
+  report.render = [](const Plot&) { return std::string("<svg></svg>"); };
+  const auto page = ReportPage(report);
+  ASSERT_TRUE(page.ok()) << page.status();
+  EXPECT_NE(page->find("<td>several</td>"), std::string::npos);
 }
 
 TEST(ReportPageTest, ARunWithoutAStepAndWithoutAConfigHasAPage) {
