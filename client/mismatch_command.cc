@@ -147,17 +147,17 @@ Plot SequencePlot(const Json& pairs) {
     dots.y = Numbers(pair.at("sequence_points").at("log_ratio"));
     dots.style = PlotSeries::kPoints;
     dots.look = look;
+    dots.name = pair.at("pair").get<std::string>();
     PlotSeries line;
     line.look = look++;
-    line.name = pair.at("pair").get<std::string>();
     if (!pair.at("slope").is_null() && !dots.x.empty()) {
       const double slope = pair.at("slope").get<double>(), intercept = pair.at("intercept").get<double>();
       const auto [low, high] = std::minmax_element(dots.x.begin(), dots.x.end());
-      line.name += absl::StrFormat(": %.3g nats per 1,000 tokens", slope);
+      line.name = absl::StrFormat("line of %s: %.3g nats per 1,000 tokens", dots.name, slope);
       line.x = {*low, *high};
       line.y = {intercept + slope * *low / 1000, intercept + slope * *high / 1000};
     } else {
-      dots.name = line.name + ": all of one length, no slope";
+      dots.name += " (all of one length: no slope)";
     }
     plot.series.push_back(dots);
     plot.series.push_back(line);

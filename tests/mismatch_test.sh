@@ -34,7 +34,7 @@ for name in sequences tokens-bf16-bf16 tokens-fp16-fp16-matched tokens-bf16-fp32
   [[ $(tail -c 8 first/$name.png | od -An -tx1 | tr -d ' ') == 49454e44ae426082 ]] || fail "$name.png has no end"
   python3 -c 'import sys, xml.dom.minidom as x; x.parse(sys.argv[1])' first/$name.svg || fail "$name.svg is not XML"
 done
-grep -q 'bf16/fp32: .* nats per 1,000 tokens' first/sequences.svg || fail "no fitted line in the legend"
+grep -q 'line of bf16/fp32: .* nats per 1,000 tokens' first/sequences.svg || fail "no fitted line in the legend"
 
 echo "== what is kept is not computed again; a new pair computes what is new alone"
 cp first/mismatch.json before.json
@@ -93,7 +93,7 @@ expect_line "'bf16/int8' is not LEARNER/ROLLOUT" "${base[@]}" --prompts=prompts.
 expect_line "names bf16/bf16 twice" "${base[@]}" --prompts=prompts.jsonl --pairs=bf16/bf16,bf16/bf16@native
 expect_line "cannot read nothing.jsonl" "${base[@]}" --prompts=nothing.jsonl
 expect_line "--sample is 'mine'" "${base[@]}" --prompts=prompts.jsonl --sample=mine
-expect_line "--lengths: '0' is not 1 to --max_tokens, 256" "${base[@]}" --prompts=prompts.jsonl --lengths=64,0 --max_tokens=256
+expect_line "--lengths: '0' is not 1 to --max_tokens, 100" "${base[@]}" --prompts=prompts.jsonl --lengths=64,0 --max_tokens=100
 expect_line "--n is 0, must be 1 to 10000" "${base[@]}" --prompts=prompts.jsonl --n=0
 expect_line "max_tokens 4000, above the model's 128 positions" "${base[@]}" --prompts=prompts.jsonl --max_tokens=4000
 expect_line "--colour is not a flag" "${base[@]}" --colour=red
