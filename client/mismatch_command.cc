@@ -134,10 +134,10 @@ Plot TokenPlot(const Json& pair) {
   return plot;
 }
 
-// Panels 3 and 4, in one: a dot a response, and the fitted line of each pair.
+// Panels 3 and 4, in one: a dot a response, and the fitted line of each pair in the same colour.
 Plot SequencePlot(const Json& pairs) {
   Plot plot;
-  plot.title = "log(pi / mu) of whole responses, and lines by least squares";
+  plot.title = "log(pi / mu) of whole responses; slopes by least squares, in nats per 1,000 tokens";
   plot.x_label = "response length, tokens";
   plot.y_label = "log(pi / mu), nats";
   int look = 0;
@@ -153,11 +153,11 @@ Plot SequencePlot(const Json& pairs) {
     if (!pair.at("slope").is_null() && !dots.x.empty()) {
       const double slope = pair.at("slope").get<double>(), intercept = pair.at("intercept").get<double>();
       const auto [low, high] = std::minmax_element(dots.x.begin(), dots.x.end());
-      line.name = absl::StrFormat("line of %s: %.3g nats per 1,000 tokens", dots.name, slope);
+      dots.name += absl::StrFormat(": slope %.3g", slope);
       line.x = {*low, *high};
       line.y = {intercept + slope * *low / 1000, intercept + slope * *high / 1000};
     } else {
-      dots.name += " (all of one length: no slope)";
+      dots.name += ": one length, no slope";
     }
     plot.series.push_back(dots);
     plot.series.push_back(line);
