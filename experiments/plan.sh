@@ -1,0 +1,64 @@
+# What each figure consists of. Sourced by experiments/run.
+#
+# plan FIGURE prints one line a run, without its seed:   NAME MODEL key=value ...
+# MODEL is a base model of prepare_model (experiments/prepare.sh). Figures share the runs of equal names.
+figures=(algorithms precision lora llama recompute matched)
+
+precision_algorithm=grpo_token_tis
+lora_lr=1e-3
+recompute_steps=12
+
+algorithms=(grpo grpo_token_tis grpo_seq_mis gspo pg_seq_is)
+
+# algorithm NAME: the paper's scripts run the GRPO family with Dr.GRPO's advantage and constant, GSPO with its own.
+algorithm() {
+  printf 'algorithm.name=%s' "$1"
+  [[ $1 == gspo ]] || printf ' algorithm.advantage=mean algorithm.aggregation=constant'
+}
+
+# dtypes LEARNER ROLLOUT
+dtypes() { printf 'learner.dtype=%s rollout.dtype=%s' "$1" "$2"; }
+
+plan() {
+  local name dtype pair old updates
+  case $1 in
+    algorithms) # claims 3 and 4
+      for dtype in bf16 fp16; do
+        for name in "${algorithms[@]}"; do
+          echo "$dtype-$dtype-$name dense $(dtypes $dtype $dtype) $(algorithm "$name")"
+        done
+      done
+      ;;
+    precision) # claim 5: learner-rollout
+      for pair in "bf16 bf16" "bf16 fp16" "bf16 fp32" "fp16 fp16"; do
+        # shellcheck disable=SC2086
+        echo "${pair/ /-}-$precision_algorithm dense $(dtypes $pair) $(algorithm "$precision_algorithm")"
+      done
+      ;;
+    lora) # claim 6: the paper's rank 1 and alpha 2
+      for dtype in bf16 fp16; do
+        echo "lora-$dtype dense $(dtypes $dtype $dtype) $(algorithm grpo_token_tis) lora.rank=1 lora.alpha=2 learner.lr=$lora_lr"
+      done
+      ;;
+    llama) # claim 6
+      for dtype in bf16 fp16; do echo "llama-$dtype llama $(dtypes $dtype $dtype) $(algorithm grpo)"; done
+      ;;
+    recompute) # claim 7
+      for updates in 1 4; do
+        for old in recompute rollout; do
+          echo "old-$old-updates$updates dense $(dtypes fp16 fp16) $(algorithm grpo) algorithm.old_log_prob=$old" \
+            "trainer.updates_per_step=$updates trainer.max_steps=$recompute_steps"
+        done
+      done
+      ;;
+    matched) # the project's own claim
+      for dtype in bf16 fp16; do
+        echo "matched-$dtype dense $(dtypes $dtype $dtype) $(algorithm grpo) numerics=matched"
+      done
+      ;;
+    *)
+      echo "experiments: '$1' is not a figure; the figures are ${figures[*]} and all" >&2
+      return 2
+      ;;
+  esac
+}
