@@ -48,6 +48,7 @@ int GenerateCommand(const std::vector<std::string>& arguments);    // generate -
 int TokenizeCommand(const std::vector<std::string>& arguments);    // tokenize --model=DIR [flags] < TEXTS
 int GradeCommand(const std::vector<std::string>& arguments);       // grade FILE.jsonl
 int SummaryCommand(const std::vector<std::string>& arguments);     // summary RUN
+int ReportCommand(const std::vector<std::string>& arguments);      // report RUN... --out=FILE.html
 int DoctorCommand(const std::vector<std::string>& arguments);      // doctor
 
 }  // namespace lockstep

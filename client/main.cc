@@ -47,6 +47,10 @@ constexpr Command kCommands[] = {
     {"grade", "FILE.jsonl [--kind=math] [--out=FILE]", "score the responses of a file with a verifier",
      lockstep::GradeCommand},
     {"summary", "RUN [--out=FILE] [--phase=NAME:SECONDS ...]", "the table of a finished run", lockstep::SummaryCommand},
+    {"report",
+     "RUN|FOLDER_OF_RUNS ... [--out=report.html] [--name=TITLE] [--group=LABEL:RUN,RUN ...] [--claims=FILE.json] "
+     "[--target=0.95] [--tensorboard=DIR]",
+     "runs as one HTML page with tables and figures, or as TensorBoard's event files", lockstep::ReportCommand},
     {"doctor", "[CONFIG [key=value ...]]", "what this machine has, what is missing, how to get it; whether a run fits",
      lockstep::DoctorCommand},
 };

@@ -61,6 +61,23 @@ done
 unknown=$(comm -23 "$work/used" "$work/table")
 [[ -z $unknown ]] || fail "not in the metrics table: $unknown"
 
+# Shown: each metric of the table is in a panel, except these, which say what a panel would not.
+not_shown="rl_build_info" # always 1; the list of runs is made of it
+jq -r '.panels[].targets[]?.expr' "$dashboard" | grep -oE '\brl_[a-z0-9_]+' | sed -E 's/_(bucket|sum|count)$//' | sort -u > "$work/shown"
+"$dump_metrics" --markdown | sed -n 's/^| \(rl_[a-z0-9_]*\) .*/\1/p' | sort -u > "$work/metrics"
+[[ $(wc -l < "$work/metrics") -ge 60 ]] || fail "dump_metrics --markdown lists fewer metrics than expected"
+unseen=$(comm -23 "$work/metrics" <(tr ' ' '\n' <<< "$not_shown" | sort -u - "$work/shown"))
+[[ -z $unseen ]] || fail "no panel of the dashboard shows: $(tr '\n' ' ' <<< "$unseen")"
+for name in $not_shown; do
+  grep -qx "$name" "$work/metrics" || fail "listed as not shown, but not in the metrics table: $name"
+  grep -qx "$name" "$work/shown" && fail "listed as not shown, but a panel shows it: $name"
+done
+# Panels do not lie on each other.
+overlaps=$(jq -r '[.panels[] | {t: .title, x: .gridPos.x, y: .gridPos.y, w: .gridPos.w, h: .gridPos.h}] | . as $p |
+  range(length) as $i | range($i + 1; length) as $j | $p[$i] as $a | $p[$j] as $b |
+  select($a.x < $b.x + $b.w and $b.x < $a.x + $a.w and $a.y < $b.y + $b.h and $b.y < $a.y + $a.h) | "\($a.t) and \($b.t)"' "$dashboard")
+[[ -z $overlaps ]] || fail "panels lie on each other: $overlaps"
+
 # Exported: each metric of the table is named by the code of a component (common ones by engine/base itself).
 "$dump_metrics" --markdown | sed -n 's/^| \(rl_[a-z_]*\) .*/\1/p' | while read -r name; do
   grep -rqF "\"$name\"" --include='*.cc' --include='*.h' --exclude='*_test.cc' --exclude=metrics_table.cc \

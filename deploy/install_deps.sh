@@ -14,6 +14,8 @@ packages=(
   libgmp-dev
   # metrics
   prometheus-cpp-dev prometheus
+  # plots
+  gnuplot-nox
   # tests and benchmarks
   libgtest-dev libgmock-dev libbenchmark-dev
   # fuzzing (tests/fuzz/run.sh)

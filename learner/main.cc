@@ -27,7 +27,9 @@
 #include "learner/memory_plan.h"
 #include "learner/pretrain.h"
 #include "learner/run_loop.h"
+#include "learner/run_start.h"
 #include "learner/setup.h"
+#include "learner/tensorboard_log.h"
 #include "proto/channel.h"
 #include "weight_sync/publisher.h"
 
@@ -222,6 +224,8 @@ Outcome Reinforce(Rank0* rank0) {
   if (!epoch.ok()) return {epoch.status()};
   auto metrics_file = MetricsFile::Open(rank0->setup.RunFile("metrics.jsonl"), rank0->position.step);
   if (!metrics_file.ok()) return {metrics_file.status()};
+  TensorBoardLog tensorboard(rank0->setup.config.run_dir(), rank0->position.step, /*supervised=*/false);
+  RecordStart(rank0->setup.config.run_dir(), "rl", *epoch, rank0->position.step);
   RunLoopParts parts;
   parts.config = rank0->setup.config;
   parts.run_id = rank0->setup.run_id;
@@ -238,6 +242,7 @@ Outcome Reinforce(Rank0* rank0) {
   parts.publisher = rank0->publisher.get();
   parts.checkpoints = rank0->checkpoints.get();
   parts.metrics_file = &*metrics_file;
+  parts.tensorboard = &tensorboard;
   parts.monitor = rank0->monitor.get();
   parts.metrics = &rank0->metrics;
   parts.terminated = [stop = rank0->stop] { return stop->stopped(); };
@@ -253,6 +258,8 @@ Outcome RunPretrain(Rank0* rank0) {
   if (absl::Status status = PrepareTraining(rank0); !status.ok()) return {status};
   auto metrics_file = MetricsFile::Open(rank0->setup.RunFile("metrics.jsonl"), rank0->position.step);
   if (!metrics_file.ok()) return {metrics_file.status()};
+  TensorBoardLog tensorboard(rank0->setup.config.run_dir(), rank0->position.step, /*supervised=*/true);
+  RecordStart(rank0->setup.config.run_dir(), "pretrain", /*epoch=*/0, rank0->position.step);
   PretrainParts parts;
   parts.config = rank0->setup.config;
   parts.position = rank0->position;
@@ -261,6 +268,7 @@ Outcome RunPretrain(Rank0* rank0) {
   parts.ranks = rank0->ranks.get();
   parts.checkpoints = rank0->checkpoints.get();
   parts.metrics_file = &*metrics_file;
+  parts.tensorboard = &tensorboard;
   parts.monitor = rank0->monitor.get();
   parts.metrics = &rank0->metrics;
   parts.terminated = [stop = rank0->stop] { return stop->stopped(); };

@@ -63,8 +63,12 @@ absl::Status Train(const PretrainParts& parts, DataOrder& order, RunPosition* po
   parts.metrics->Counter("rl_learner_steps_total", {{"outcome", summary.skipped() ? "skipped_nonfinite" : "committed"}})
       .Increment();
   parts.metrics->RecordProgress();
-  if (absl::Status status = parts.metrics_file->Append(StepSummaryJson(summary)); !status.ok()) {
+  const std::string json = StepSummaryJson(summary);
+  if (absl::Status status = parts.metrics_file->Append(json); !status.ok()) {
     LogWarning("metrics.jsonl: ", std::string(status.message()));
+  }
+  if (absl::Status status = parts.tensorboard->Append(json); !status.ok()) {
+    LogWarning("tensorboard: ", std::string(status.message()));
   }
   const double left = seconds * static_cast<double>(parts.config.trainer().max_steps() - step);
   parts.monitor->Publish([&](v1::RunStatus& status) {

@@ -11,6 +11,7 @@
 #include "learner/run_folder.h"
 #include "learner/run_monitor.h"
 #include "learner/step_message.h"
+#include "learner/tensorboard_log.h"
 #include "learner/trainer.h"
 #include "proto/run_config.pb.h"
 
@@ -24,6 +25,7 @@ struct PretrainParts {
   RankLeader* ranks = nullptr;
   Checkpoints* checkpoints = nullptr;
   const MetricsFile* metrics_file = nullptr;
+  TensorBoardLog* tensorboard = nullptr;
   RunMonitor* monitor = nullptr;
   MetricsRegistry* metrics = nullptr;
   std::function<bool()> terminated;

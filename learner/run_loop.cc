@@ -371,9 +371,7 @@ absl::Status RunLoop::FinishStep(uint64_t step, v1::StepSummary* summary) {
   ready_.erase(ready_.lower_bound(FirstExtra(step)), ready_.lower_bound(FirstExtra(step + 1)));
   position_.step = step;
   reward_reached_ = RewardReached(summary->reward_mean());
-  if (absl::Status status = parts_.metrics_file->Append(json); !status.ok()) {
-    LogWarning("metrics.jsonl: ", std::string(status.message()));
-  }
+  AppendLine(json);
   for (const auto& [phase, seconds] : summary->seconds()) {
     parts_.metrics->Histogram("rl_learner_step_duration_seconds", {{"phase", phase}}).Observe(seconds);
   }
@@ -390,6 +388,15 @@ absl::Status RunLoop::FinishStep(uint64_t step, v1::StepSummary* summary) {
   const uint64_t every = parts_.config.trainer().checkpoint_every();
   if (every > 0 && step % every == 0) (void)WriteCheckpoint();  // a failure is counted and logged; the run goes on
   return absl::OkStatus();
+}
+
+void RunLoop::AppendLine(const std::string& json) {
+  if (absl::Status status = parts_.metrics_file->Append(json); !status.ok()) {
+    LogWarning("metrics.jsonl: ", std::string(status.message()));
+  }
+  if (absl::Status status = parts_.tensorboard->Append(json); !status.ok()) {
+    LogWarning("tensorboard: ", std::string(status.message()));
+  }
 }
 
 bool RunLoop::RewardReached(double reward_mean) {

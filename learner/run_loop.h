@@ -32,6 +32,7 @@
 #include "learner/run_folder.h"
 #include "learner/run_monitor.h"
 #include "learner/step_message.h"
+#include "learner/tensorboard_log.h"
 #include "learner/trainer.h"
 #include "proto/run_config.pb.h"
 #include "weight_sync/publisher.h"
@@ -55,6 +56,7 @@ struct RunLoopParts {
   WeightPublisher* publisher = nullptr;
   Checkpoints* checkpoints = nullptr;
   const MetricsFile* metrics_file = nullptr;
+  TensorBoardLog* tensorboard = nullptr;
   RunMonitor* monitor = nullptr;
   MetricsRegistry* metrics = nullptr;
   std::function<bool()> terminated;  // SIGTERM: ends before the next step is trained
@@ -77,7 +79,7 @@ class RunLoop {
   // ledger has already is not made again.
   absl::Status EvaluateIfDue(bool at_end);
   absl::Status RecordEvaluation(const v1::EvalSummary& summary, const std::string& settings);
-  // append: a line in metrics.jsonl.
+  // append: a line in metrics.jsonl, and an event for TensorBoard.
   void ShowEvaluation(const v1::EvalSummary& summary, bool append);
   void ReportEvaluationProgress(size_t done);
   // OK with `collected` false: SIGTERM came first.
@@ -95,6 +97,8 @@ class RunLoop {
   absl::Status Train(std::vector<TrainSample> samples, v1::StepSummary* summary);
   absl::Status PublishWeights(v1::StepSummary* summary);
   absl::Status FinishStep(uint64_t step, v1::StepSummary* summary);
+  // To metrics.jsonl and TensorBoard. What cannot be written is logged, and the run goes on.
+  void AppendLine(const std::string& json);
   void ExportMetrics(const v1::StepSummary& summary, const TrainMetrics& metrics);
   void ServeCommands();
   absl::Status WaitWhilePaused();

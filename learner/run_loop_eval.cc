@@ -88,11 +88,7 @@ absl::Status RunLoop::RecordEvaluation(const v1::EvalSummary& summary, const std
 
 void RunLoop::ShowEvaluation(const v1::EvalSummary& summary, bool append) {
   evaluated_step_ = summary.step();
-  if (append) {
-    if (absl::Status status = parts_.metrics_file->Append(EvalSummaryJson(summary)); !status.ok()) {
-      LogWarning("metrics.jsonl: ", std::string(status.message()));
-    }
-  }
+  if (append) AppendLine(EvalSummaryJson(summary));
   LogInfo("evaluation at step ", summary.step(), ": ", EvalSummaryText(summary));
   MetricsRegistry& registry = *parts_.metrics;
   const auto set = [&registry](const char* name, double value) { registry.Gauge(name).Set(value); };

@@ -42,7 +42,6 @@ struct GaugeSeries {
 
 namespace {
 
-constexpr char kVersion[] = "0.1.0";
 constexpr char kProtocol[] = "lockstep.v1";
 constexpr size_t kMaxOpenLabelValues = 10;
 
@@ -158,7 +157,7 @@ MetricsRegistry::MetricsRegistry(std::string_view component) : impl_(std::make_u
     impl_->AddFamily(spec);
   }
   LOCKSTEP_CHECK(impl_->specs.size() > 4, "a component without metrics");
-  Gauge("rl_build_info", {{"version", kVersion}, {"protocol", kProtocol}}).Set(1);
+  Gauge("rl_build_info", {{"version", kLockstepVersion}, {"protocol", kProtocol}}).Set(1);
   SetState("starting");
 }
 

@@ -27,6 +27,9 @@ class Histogram;
 
 namespace lockstep {
 
+// Of this build; also rl_build_info.
+inline constexpr char kLockstepVersion[] = "0.1.0";
+
 enum class MetricType { kCounter, kGauge, kHistogram };
 
 struct MetricLabel {
