@@ -55,7 +55,7 @@ absl::Status GroupAssembly::AddPromptRouting(const v1::PromptRouting& piece) {
     return absl::InvalidArgumentError(absl::StrCat("group ", piece.group_id(), ", routing of the prompt from row ",
                                                    piece.first_row(), ": ", what...));
   };
-  if (!request_.routing()) return wrong("it was not asked for");
+  if (!request_.routing() || routing_.layers == 0) return wrong("it was not asked for");
   if (absl::Status status = CheckRouting(routing_, piece.routing()); !status.ok()) return wrong(status.message());
   // Samples may hold the one of before.
   if (piece.first_row() == 0) prompt_routing_ = std::make_shared<std::string>();
