@@ -37,6 +37,7 @@ int PretrainCommand(const std::vector<std::string>& arguments);    // pretrain C
 int FilterCommand(const std::vector<std::string>& arguments);      // filter CONFIG [key=value ...] --out=FILE
 int EvalCommand(const std::vector<std::string>& arguments);        // eval CONFIG, or eval --model=DIR --data=FILE
 int ScoreCommand(const std::vector<std::string>& arguments);       // score --model=DIR FILE.jsonl
+int MismatchCommand(const std::vector<std::string>& arguments);    // mismatch --model=DIR --prompts=FILE.jsonl
 int MakeModelCommand(const std::vector<std::string>& arguments);   // make-model --shape=NAME OUT_DIR
 int StatusCommand(const std::vector<std::string>& arguments);      // status RUN
 int WatchCommand(const std::vector<std::string>& arguments);       // watch RUN

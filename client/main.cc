@@ -42,6 +42,12 @@ constexpr Command kCommands[] = {
      "--model=DIR [--engine=learner|rollout] [--dtype=fp16] [--numerics=matched] [--temperature=1] [--threads=2] "
      "[--out=FILE] FILE.jsonl",
      "log-probs of given tokens, a JSON line each", lockstep::ScoreCommand},
+    {"mismatch",
+     "--model=DIR --prompts=FILE.jsonl|--tokens=FILE.jsonl [--pairs=bf16/bf16,fp16/fp16,bf16/fp32@matched,...] "
+     "[--sample=shared|own] [--n=1] [--limit=N] [--max_tokens=256] [--lengths=spread|64,128,...] [--temperature=1] "
+     "[--seed=1] [--threads=2] [--out=mismatch]",
+     "rollout against training probabilities of the same tokens, by learner/rollout precision: figures, plots",
+     lockstep::MismatchCommand},
     {"make-model", "--shape=NAME|CONFIG.json [--dtype=fp16] [--seed=1] [--tokenizer=DIR] OUT_DIR",
      "a model folder with random weights, for tests and measurements", lockstep::MakeModelCommand},
     {"grade", "FILE.jsonl [--kind=math] [--out=FILE]", "score the responses of a file with a verifier",

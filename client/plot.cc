@@ -112,7 +112,7 @@ std::string PlotElement(const PlotSeries& series, size_t index, size_t points) {
   if (series.style == PlotSeries::kPoints) {
     const bool many = points > kManyPoints;
     // The alpha channel comes first; 00 is opaque.
-    style = absl::StrCat("points pt ", look.marker, " ps ", many ? "0.35" : "0.7", " lc rgb '#", many ? "60" : "30",
+    style = absl::StrCat("points pt ", look.marker, " ps ", many ? "0.5" : "0.8", " lc rgb '#", many ? "60" : "30",
                          look.rgb, "'");
   } else if (series.style == PlotSeries::kSteps) {
     style = "steps " + line;
