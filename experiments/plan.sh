@@ -2,10 +2,11 @@
 #
 # plan FIGURE prints one line a run, without its seed:   NAME MODEL key=value ...
 # MODEL is a base model of prepare_model (experiments/prepare.sh). Figures share the runs of equal names.
-figures=(algorithms precision lora llama recompute matched)
+figures=(algorithms precision stress lora llama moe matched recompute)
 
 precision_algorithm=grpo_token_tis
-lora_lr=1e-3
+stress_lr=3e-4  # three times the others'
+lora_lr=4e-3    # 40 times, as in the paper's scripts (4e-5 against 1e-6)
 recompute_steps=12
 
 algorithms=(grpo grpo_token_tis grpo_seq_mis gspo pg_seq_is)
@@ -35,6 +36,12 @@ plan() {
         echo "${pair/ /-}-$precision_algorithm dense $(dtypes $pair) $(algorithm "$precision_algorithm")"
       done
       ;;
+    stress) # a learning rate at which runs of both precisions fail now and then; fp32 as the one without 16-bit rounding
+      for pair in "bf16 bf16" "bf16 fp32" "fp16 fp16" "fp32 fp32"; do
+        # shellcheck disable=SC2086
+        echo "stress-${pair/ /-} dense $(dtypes $pair) $(algorithm grpo) learner.lr=$stress_lr"
+      done
+      ;;
     lora) # claim 6: the paper's rank 1 and alpha 2
       for dtype in bf16 fp16; do
         echo "lora-$dtype dense $(dtypes $dtype $dtype) $(algorithm grpo_token_tis) lora.rank=1 lora.alpha=2 learner.lr=$lora_lr"
@@ -42,6 +49,9 @@ plan() {
       ;;
     llama) # claim 6
       for dtype in bf16 fp16; do echo "llama-$dtype llama $(dtypes $dtype $dtype) $(algorithm grpo)"; done
+      ;;
+    moe) # claim 6; experiments/moe has router replay
+      for dtype in bf16 fp16; do echo "moe-$dtype moe $(dtypes $dtype $dtype) $(algorithm grpo_seq_mis)"; done
       ;;
     recompute) # claim 7
       for updates in 1 4; do

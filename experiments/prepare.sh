@@ -2,10 +2,12 @@
 
 # What a base model is trained on and asked: digits of the additions; phases of pretraining as LEARNING_RATE:STEPS, the last
 # of which ends while the model still makes mistakes.
-base_of() { # MODEL: sets sft_digits, problem_digits, phases
+base_of() { # MODEL: sets config, sft_digits, problem_digits, phases
+  config=$here/models/$1/config.json
   case $1 in
     dense) sft_digits="4 12" problem_digits="7 12" phases=(3e-3:1300 1e-3:900 3e-3:600 1e-3:900) ;;
     llama) sft_digits="2 4" problem_digits="3 4" phases=(3e-3:900) ;;
+    moe) sft_digits="2 4" problem_digits="3 4" phases=(3e-3:900) config=$here/moe/model_4/config.json ;;
     *) echo "experiments: model '$1' is not in experiments/prepare.sh" >&2; return 1 ;;
   esac
   if ((quick)); then phases=(3e-3:4 1e-3:2); fi
@@ -40,10 +42,8 @@ pretrain() { # MODEL FOLDER
 
 # Base model $dir/models/MODEL/base and its perfectible problems, perfectible.jsonl beside it.
 prepare_model() {
-  local model=$1 folder=$dir/models/$1 config=$here/models/$1/config.json
+  local model=$1 folder=$dir/models/$1 config sft_digits problem_digits phases trained
   [[ -f $folder/perfectible.jsonl ]] && return
-  [[ -f $config ]] || { echo "experiments: $config is not there" >&2; return 1; }
-  local sft_digits problem_digits phases trained
   base_of "$model" || return
   mkdir -p "$folder/start"
   cp "$config" "$folder/start/config.json" && make_problems "$folder" && pretrain "$model" "$folder" || return
