@@ -7,7 +7,7 @@ stopping=0
 
 stop_jobs() {
   stopping=1
-  ((${#job_of[@]} > 0)) || exit 130
+  ((${#job_of[@]} > 0)) || return
   echo "experiments: stopping ${#job_of[@]} job(s) after the step in progress; the same command goes on from there"
   kill -INT "${!job_of[@]}" 2>/dev/null
 }
@@ -32,10 +32,10 @@ wait_job() {
   return "$code"
 }
 
-run_job() { # NAME LOG COMMAND...: one job from start to end
+run_job() { # NAME LOG COMMAND...: one job from start to end; fails when it was stopped
   start_job "$@"
   wait_job "$job_pid" && ((stopping == 0)) && return
-  ((stopping)) && exit 130
+  ((stopping)) && return 1
   echo "experiments: $1 failed: $(grep -h '^error' "$2" | tail -n 1) ($2)" >&2
   return 1
 }

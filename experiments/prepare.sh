@@ -5,7 +5,7 @@
 base_of() { # MODEL: sets config, sft_digits, problem_digits, phases
   config=$here/models/$1/config.json
   case $1 in
-    dense) sft_digits="4 12" problem_digits="7 12" phases=(3e-3:1300 1e-3:900 3e-3:600 1e-3:900) ;;
+    dense) sft_digits="4 12" problem_digits="7 12" phases=(3e-3:1300 1e-3:900 3e-3:600 1e-3:400) ;;
     llama) sft_digits="2 4" problem_digits="3 4" phases=(3e-3:900) ;;
     moe) sft_digits="2 4" problem_digits="3 4" phases=(3e-3:900) config=$here/moe/model_4/config.json ;;
     *) echo "experiments: model '$1' is not in experiments/prepare.sh" >&2; return 1 ;;
