@@ -334,6 +334,7 @@ v1::RunConfig DefaultRunConfig() {
   learner->set_grad_clip(1);
   learner->set_micro_batch_tokens(4096);
   learner->set_threads(2);
+  learner->set_router_replay("off");
   auto* scale = learner->mutable_loss_scale();
   scale->set_mode("auto");
   scale->set_init(65536);

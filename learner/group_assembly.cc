@@ -20,24 +20,72 @@ absl::Status Wrong(const v1::TokenChunk& chunk, const Args&... what) {
 
 }  // namespace
 
-GroupAssembly::GroupAssembly(v1::Group request)
-    : request_(std::move(request)), samples_(request_.num_samples()), done_(request_.num_samples(), false) {
+GroupAssembly::GroupAssembly(v1::Group request, const RoutingShape& routing)
+    : request_(std::move(request)),
+      routing_(routing),
+      samples_(request_.num_samples()),
+      done_(request_.num_samples(), false) {
   for (uint32_t i = 0; i < samples_.size(); ++i) samples_[i].sample_index = i;
 }
 
 v1::Group GroupAssembly::NextIssue() {
   ++attempt_;
+  prompt_routing_.reset();
   v1::Group group = request_;
   group.set_attempt(attempt_);
   group.clear_sample_indices();
   for (uint32_t i = 0; i < samples_.size(); ++i) {
     if (done_[i]) continue;
-    samples_[i] = Sample();
-    samples_[i].sample_index = i;
-    samples_[i].attempt = attempt_;
+    Clear(&samples_[i]);
     if (samples_done_ > 0) group.add_sample_indices(i);
   }
   return group;
+}
+
+void GroupAssembly::Clear(Sample* sample) const {
+  const uint32_t index = sample->sample_index;
+  *sample = Sample();
+  sample->sample_index = index;
+  sample->attempt = attempt_;
+}
+
+absl::Status GroupAssembly::AddPromptRouting(const v1::PromptRouting& piece) {
+  if (piece.group_id() != request_.group_id() || piece.attempt() != attempt_) return absl::OkStatus();
+  const auto wrong = [&](const auto&... what) {
+    return absl::InvalidArgumentError(absl::StrCat("group ", piece.group_id(), ", routing of the prompt from row ",
+                                                   piece.first_row(), ": ", what...));
+  };
+  if (!request_.routing() || routing_.layers == 0) return wrong("it was not asked for");
+  if (absl::Status status = CheckRouting(routing_, piece.routing()); !status.ok()) return wrong(status.message());
+  // Samples may hold the one of before.
+  if (piece.first_row() == 0) prompt_routing_ = std::make_shared<std::string>();
+  const size_t bytes = prompt_routing_ == nullptr ? 0 : prompt_routing_->size();
+  if (piece.first_row() != bytes / routing_.row_bytes()) return wrong("row ", bytes / routing_.row_bytes(), " is next");
+  if (bytes + piece.routing().size() > prompt_routing_bytes()) {
+    return wrong("more rows than the prompt's ", request_.prompt_token_ids_size(), " tokens but the last");
+  }
+  *prompt_routing_ += piece.routing();
+  return absl::OkStatus();
+}
+
+absl::Status GroupAssembly::CheckChunkRouting(const v1::TokenChunk& chunk) const {
+  if (!request_.routing()) {
+    return chunk.routing().empty() ? absl::OkStatus() : Wrong(chunk, "routing, which was not asked for");
+  }
+  const size_t bytes = static_cast<size_t>(chunk.token_ids_size()) * routing_.row_bytes();
+  if (chunk.routing().size() != bytes) {
+    return Wrong(chunk, chunk.token_ids_size(), " tokens with ", chunk.routing().size(), " bytes of routing, ", bytes,
+                 " are needed; the server may be older than this learner");
+  }
+  if (absl::Status status = CheckRouting(routing_, chunk.routing()); !status.ok()) {
+    return Wrong(chunk, status.message());
+  }
+  const size_t prompt = prompt_routing_ == nullptr ? 0 : prompt_routing_->size();
+  if (chunk.token_index() == 0 && chunk.token_ids_size() > 0 && prompt != prompt_routing_bytes()) {
+    return Wrong(chunk, "the first tokens came before the prompt's routing (", prompt, " of ", prompt_routing_bytes(),
+                 " bytes)");
+  }
+  return absl::OkStatus();
 }
 
 absl::Status GroupAssembly::CheckChunk(const v1::TokenChunk& chunk, const Sample& sample) const {
@@ -63,7 +111,7 @@ absl::Status GroupAssembly::CheckChunk(const v1::TokenChunk& chunk, const Sample
     }
     version = chunk.weight_versions(i);
   }
-  return absl::OkStatus();
+  return CheckChunkRouting(chunk);
 }
 
 absl::StatusOr<GroupAssembly::Outcome> GroupAssembly::Add(const v1::TokenChunk& chunk) {
@@ -72,6 +120,11 @@ absl::StatusOr<GroupAssembly::Outcome> GroupAssembly::Add(const v1::TokenChunk& 
   if (done_[chunk.sample_index()]) return Outcome::kStale;
   Sample& sample = samples_[chunk.sample_index()];
   if (chunk.finish_reason() == v1::FINISH_REASON_CANCELLED) return Outcome::kCancelled;
+  // Newer weights draw the sample anew (weight_sync.in_flight: restart); a chunk that comes twice has the version of
+  // before.
+  const bool anew = chunk.token_index() == 0 && !sample.tokens.empty() && chunk.weight_versions_size() > 0 &&
+                    chunk.weight_versions(0) > sample.weight_versions.back();
+  if (anew) Clear(&sample);
   if (chunk.token_index() < sample.tokens.size()) return Outcome::kStale;
   if (chunk.token_index() > sample.tokens.size()) {
     return Wrong(chunk, "tokens ", sample.tokens.size(), "..", chunk.token_index() - 1, " are missing");
@@ -82,6 +135,13 @@ absl::StatusOr<GroupAssembly::Outcome> GroupAssembly::Add(const v1::TokenChunk& 
   sample.log_probs.insert(sample.log_probs.end(), chunk.log_probs().begin(), chunk.log_probs().end());
   sample.weight_versions.insert(sample.weight_versions.end(), chunk.weight_versions().begin(),
                                 chunk.weight_versions().end());
+  if (request_.routing()) {
+    if (chunk.token_index() == 0 && chunk.token_ids_size() > 0) {
+      if (prompt_routing_ == nullptr) prompt_routing_ = std::make_shared<std::string>();  // a prompt of one token
+      sample.prompt_routing = prompt_routing_;
+    }
+    sample.routing += chunk.routing();
+  }
   sample.weight_epoch = chunk.weight_epoch();
   sample.stale_kv_cache = sample.stale_kv_cache || chunk.stale_kv_cache();
   if (chunk.finish_reason() == v1::FINISH_REASON_UNSPECIFIED) return Outcome::kAppended;

@@ -1,5 +1,6 @@
 #include "learner/ledger.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -43,6 +44,12 @@ CREATE TABLE IF NOT EXISTS samples(
   num_tokens INTEGER NOT NULL,
   trajectory BLOB NOT NULL,
   PRIMARY KEY(group_id, sample_index)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS routing(
+  group_id INTEGER NOT NULL REFERENCES groups(group_id),
+  sample_index INTEGER NOT NULL,
+  prompt BLOB,
+  response BLOB NOT NULL,
+  PRIMARY KEY(group_id, sample_index));
 CREATE TABLE IF NOT EXISTS evaluations(
   step INTEGER PRIMARY KEY,
   epoch INTEGER NOT NULL REFERENCES epochs(epoch),
@@ -70,6 +77,12 @@ constexpr Invariant kInvariants[] = {
      "SELECT COUNT(*) FROM samples WHERE group_id NOT IN (SELECT group_id FROM groups)"},
     {"a sample's arrays have one entry a token",
      "SELECT COUNT(*) FROM samples WHERE LENGTH(trajectory) <> num_tokens * 16"},
+    {"routing belongs to a sample",
+     "SELECT COUNT(*) FROM routing r WHERE NOT EXISTS "
+     "(SELECT 1 FROM samples s WHERE s.group_id = r.group_id AND s.sample_index = r.sample_index)"},
+    {"a sample's routing has as many bytes for each token",
+     "SELECT COUNT(*) FROM routing r JOIN samples s USING(group_id, sample_index) "
+     "WHERE s.num_tokens > 0 AND LENGTH(r.response) % s.num_tokens <> 0"},
     {"epochs of steps never fall",
      "SELECT COUNT(*) FROM steps a JOIN steps b ON b.step = a.step + 1 WHERE b.epoch < a.epoch"},
     {"weight versions of steps never fall",
@@ -133,6 +146,53 @@ absl::Status InsertSample(sqlite3* database, uint64_t group_id, const Sample& sa
       .BindBlob(PackTrajectory(sample));
   insert.Step();
   return insert.status();
+}
+
+// previous: the prompt's routing of the sample that was inserted before.
+absl::Status InsertRouting(sqlite3* database, uint64_t group_id, const Sample& sample, const std::string* previous) {
+  SqliteStatement insert(database, "INSERT INTO routing VALUES(?,?,?,?)");
+  insert.Bind(group_id).Bind(uint64_t{sample.sample_index});
+  const std::string* prompt = sample.prompt_routing.get();
+  if (previous != nullptr && (prompt == previous || *prompt == *previous)) {
+    insert.BindNull();
+  } else {
+    insert.BindBlob(*prompt);
+  }
+  insert.BindBlob(sample.routing).Step();
+  return insert.status();
+}
+
+absl::Status InsertSamples(sqlite3* database, const SampleGroup& group) {
+  const std::string* previous = nullptr;
+  for (const Sample& sample : group.samples) {
+    if (absl::Status status = InsertSample(database, group.group_id, sample); !status.ok()) return status;
+    if (sample.prompt_routing == nullptr) continue;
+    if (absl::Status status = InsertRouting(database, group.group_id, sample, previous); !status.ok()) return status;
+    previous = sample.prompt_routing.get();
+  }
+  return absl::OkStatus();
+}
+
+// Samples are ascending by index, as they were inserted.
+absl::Status ReadRouting(sqlite3* database, SampleGroup* group) {
+  SqliteStatement rows(database,
+                       "SELECT sample_index, prompt IS NULL, prompt, response FROM routing WHERE group_id = ? "
+                       "ORDER BY sample_index");
+  rows.Bind(group->group_id);
+  std::shared_ptr<const std::string> prompt;
+  while (rows.Step()) {
+    const uint64_t index = rows.Int(0);
+    if (rows.Int(1) == 0) prompt = std::make_shared<const std::string>(rows.Bytes(2));
+    const auto sample = std::find_if(group->samples.begin(), group->samples.end(),
+                                     [index](const Sample& s) { return s.sample_index == index; });
+    if (sample == group->samples.end() || prompt == nullptr) {
+      return absl::DataLossError(absl::StrCat("ledger: routing of sample ", index, " of group ", group->group_id,
+                                              " has no ", prompt == nullptr ? "prompt" : "sample"));
+    }
+    sample->prompt_routing = prompt;
+    sample->routing = rows.Bytes(3);
+  }
+  return rows.status();
 }
 
 }  // namespace
@@ -219,9 +279,7 @@ absl::StatusOr<bool> Ledger::CommitGroup(const SampleGroup& group) {
       .Step();
   if (!insert.status().ok()) return insert.status();
   if (sqlite3_changes(database_) == 0) return false;
-  for (const Sample& sample : group.samples) {
-    if (absl::Status status = InsertSample(database_, group.group_id, sample); !status.ok()) return status;
-  }
+  if (absl::Status status = InsertSamples(database_, group); !status.ok()) return status;
   if (absl::Status status = transaction.Commit(); !status.ok()) return status;
   return true;
 }
@@ -320,6 +378,7 @@ absl::StatusOr<std::optional<SampleGroup>> Ledger::FindGroup(uint64_t group_id) 
     group.samples.push_back(std::move(sample));
   }
   if (!rows.status().ok()) return rows.status();
+  if (absl::Status status = ReadRouting(database_, &group); !status.ok()) return status;
   return std::optional<SampleGroup>(std::move(group));
 }
 

@@ -7,6 +7,11 @@
 //   groups(group_id, step, problem_index, epoch, num_samples, committed) accepted groups; `step` trains on it
 //   samples(group_id, sample_index, attempt, epoch, finish_reason, reward, dropped, num_tokens, trajectory)
 //       trajectory: tokens int32, log_probs float32, weight_versions uint64, little-endian, end to end
+//   routing(group_id, sample_index, prompt, response)
+//       a row a sample whose rollout sent its experts (learner/trajectory.h), in the bytes of engine/model/routing.h.
+//       `prompt` is NULL where it is that of the sample before, as the samples of one prefill have it. A ledger that
+//       was made without the table gets it; samples without a row have no routing, and the learner's routers choose for
+//       them.
 //   evaluations(step, epoch, weight_version, settings, summary)          held-out evaluations, one a step at most;
 //       `settings` is the digest of what its figures depend on. A resume keeps them: the steps that are done again
 //       give the same weights, so an evaluation with equal settings is not made twice.

@@ -125,6 +125,72 @@ TEST_F(LedgerTest, AGroupComesBackToTheBit) {
   EXPECT_FALSE((*ledger->FindGroup(8)).has_value());
 }
 
+SampleGroup MakeRoutedGroup(uint64_t group_id, uint64_t step) {
+  SampleGroup group = MakeGroup(group_id, step);
+  const auto prompt = std::make_shared<const std::string>("\1\0\2", 3);
+  for (Sample& sample : group.samples) {
+    sample.prompt_routing = prompt;
+    sample.routing = std::string("\0\3\1", 3) + std::string(3, static_cast<char>(sample.sample_index));
+  }
+  // Drawn anew after the prompt was computed again.
+  group.samples[2].prompt_routing = std::make_shared<const std::string>("\2\2\2", 3);
+  return group;
+}
+
+TEST_F(LedgerTest, RoutingComesBackToTheBitAndThePromptsIsKeptOnce) {
+  const SampleGroup group = MakeRoutedGroup(7, 1);
+  {
+    auto ledger = Open();
+    ASSERT_TRUE(ledger->BeginEpoch().ok());
+    ASSERT_TRUE(*ledger->CommitGroup(group));
+    ASSERT_TRUE(*ledger->CommitGroup(MakeGroup(8, 1)));
+    EXPECT_TRUE(ledger->Audit().ok()) << ledger->Audit();
+  }
+  auto ledger = Open();
+  const auto found = ledger->FindGroup(7);
+  ASSERT_TRUE(found.ok() && found->has_value()) << found.status();
+  for (size_t i = 0; i < group.samples.size(); ++i) {
+    const Sample& sample = (*found)->samples[i];
+    ASSERT_NE(sample.prompt_routing, nullptr);
+    EXPECT_EQ(*sample.prompt_routing, *group.samples[i].prompt_routing);
+    EXPECT_EQ(sample.routing, group.samples[i].routing);
+  }
+  EXPECT_EQ((*found)->samples[0].prompt_routing, (*found)->samples[1].prompt_routing);
+  const auto plain = ledger->FindGroup(8);
+  for (const Sample& sample : (*plain)->samples) EXPECT_EQ(sample.prompt_routing, nullptr);
+  sqlite3* database = nullptr;
+  ASSERT_EQ(sqlite3_open(path_.c_str(), &database), SQLITE_OK);
+  {
+    SqliteStatement prompts(database, "SELECT COUNT(prompt), COUNT(*) FROM routing");
+    ASSERT_TRUE(prompts.Step());
+    EXPECT_EQ(prompts.Int(0), 2u);
+    EXPECT_EQ(prompts.Int(1), 3u);
+  }
+  sqlite3_close(database);
+}
+
+TEST_F(LedgerTest, ALedgerOfBeforeRoutingOpensAndTakesIt) {
+  {
+    auto ledger = Open();
+    ASSERT_TRUE(ledger->BeginEpoch().ok());
+    ASSERT_TRUE(CommitWholeStep(*ledger, 1).ok());
+    ASSERT_TRUE(*ledger->CommitGroup(MakeGroup(4, 2)));
+  }
+  sqlite3* database = nullptr;
+  ASSERT_EQ(sqlite3_open(path_.c_str(), &database), SQLITE_OK);
+  ASSERT_TRUE(SqliteExecute(database, "DROP TABLE routing").ok());
+  sqlite3_close(database);
+  auto ledger = Open();
+  ASSERT_TRUE(ledger->BeginEpoch().ok());
+  const auto old_group = ledger->FindGroup(4);
+  ASSERT_TRUE(old_group.ok() && old_group->has_value()) << old_group.status();
+  EXPECT_EQ((*old_group)->samples[0].prompt_routing, nullptr);
+  ASSERT_TRUE(*ledger->CommitGroup(MakeRoutedGroup(5, 2)));
+  EXPECT_NE((*ledger->FindGroup(5))->samples[0].prompt_routing, nullptr);
+  EXPECT_TRUE(ledger->CommitStep(MakeStep(2)).ok());
+  EXPECT_TRUE(ledger->Audit().ok()) << ledger->Audit();
+}
+
 TEST_F(LedgerTest, ADuplicateGroupIsNotCounted) {
   auto ledger = Open();
   ASSERT_TRUE(ledger->BeginEpoch().ok());

@@ -113,6 +113,7 @@ absl::Status StartServices(Rank0* rank0) {
     RolloutClientOptions options;
     options.model_hash = setup.model.Hash();
     options.dtype = setup.config.rollout().dtype();
+    options.routing = RoutingShape(setup.model);
     if (const float timeout = setup.config.rollout().group_timeout_seconds(); timeout > 0) {
       options.group_timeout = absl::Seconds(timeout);
     }
@@ -232,6 +233,7 @@ Outcome Reinforce(Rank0* rank0) {
   parts.epoch = *epoch;
   parts.position = rank0->position;
   parts.stop_token_ids = rank0->setup.stop_token_ids;
+  parts.routing = RoutingShape(rank0->setup.model);
   parts.tokenizer = rank0->setup.tokenizer.get();
   parts.problems = &rank0->setup.problems;
   parts.eval_problems = &rank0->setup.eval_problems;

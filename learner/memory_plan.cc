@@ -27,6 +27,8 @@ constexpr uint64_t kLoadBlockBytes = uint64_t{8} << 20;
 // A token of a sample that waits for its step: id, log-prob and weight version, in the ledger's row, the assembly and
 // the batch.
 constexpr uint64_t kSampleTokenBytes = 64;
+// Its routing: in the assembly, the batch, and the message to the other ranks.
+constexpr uint64_t kRoutingCopies = 3;
 // Rows of vocabulary-sized logits in a rollout server.
 constexpr int64_t kLogitRows = 64;
 
@@ -82,7 +84,10 @@ absl::StatusOr<ProcessMemory> TrainingLearner(const MemoryInputs& in) {
     pools.push_back({"weight snapshots", 2 * params * DTypeSize(in.rollout_dtype)});
     const uint64_t samples = uint64_t{in.config.trainer().prompts_per_step()} * in.config.rollout().n() *
                              (1 + in.config.algorithm().max_staleness());
-    pools.push_back({"samples", samples * static_cast<uint64_t>(LongestSample(in)) * kSampleTokenBytes});
+    const auto routing = RoutingRowBytes(in.config.learner().router_replay(), in.model);
+    if (!routing.ok()) return routing.status();
+    const uint64_t token_bytes = kSampleTokenBytes + kRoutingCopies * *routing;
+    pools.push_back({"samples", samples * static_cast<uint64_t>(LongestSample(in)) * token_bytes});
   }
   return learner;
 }

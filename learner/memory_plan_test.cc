@@ -138,5 +138,20 @@ TEST(MemoryPlanTest, WhatDoesNotFitIsRefusedInOneLineWithWhatToChange) {
   EXPECT_TRUE(CheckMemory(*plan, MachineMemory()).ok()) << "unknown refuses nothing";
 }
 
+TEST(MemoryPlanTest, RoutingIsCountedWithTheSamplesAndADenseModelHasNone) {
+  MemoryInputs inputs = SomeInputs();
+  const uint64_t without = Pool(*PlanMemory(inputs), "learner", "samples");
+  inputs.config.mutable_learner()->set_router_replay("measure");
+  EXPECT_EQ(
+      PlanMemory(inputs).status().message(),
+      "learner.router_replay: 'measure' needs a model with experts, and this Qwen2ForCausalLM has none; set it to "
+      "off");
+  inputs.model.num_experts = 8;
+  inputs.model.experts_per_token = 2;
+  inputs.model.moe_intermediate_size = 16;
+  EXPECT_EQ(Pool(*PlanMemory(inputs), "learner", "samples"),
+            without + 16 * 8 * 128 * 3 * 2 * static_cast<uint64_t>(inputs.model.num_layers));
+}
+
 }  // namespace
 }  // namespace lockstep

@@ -102,7 +102,7 @@ void RolloutClient::SetWeights(const WeightStamp& stamp, const std::vector<std::
 void RolloutClient::Submit(v1::Group group) {
   MutexLock lock(&mutex_);
   const uint64_t group_id = group.group_id();
-  groups_.emplace(group_id, PendingGroup{GroupAssembly(std::move(group)), "", 0});
+  groups_.emplace(group_id, PendingGroup{GroupAssembly(std::move(group), options_.routing), "", 0});
   queue_.push_back(group_id);
   changed_.SignalAll();
 }
@@ -296,6 +296,9 @@ void RolloutClient::Read(Server* server, Stream* stream) {
       case v1::GenerateResponse::kChunk:
         HandleChunk(server, response.chunk());
         break;
+      case v1::GenerateResponse::kPromptRouting:
+        HandlePromptRouting(server, response.prompt_routing());
+        break;
       case v1::GenerateResponse::kRefused:
         HandleRefusal(server, response.refused());
         break;
@@ -395,6 +398,12 @@ void RolloutClient::HandleChunk(Server* server, const v1::TokenChunk& chunk) {
   server->in_flight.erase(group_id);
   groups_.erase(group_id);
   changed_.SignalAll();
+}
+
+void RolloutClient::HandlePromptRouting(Server* server, const v1::PromptRouting& piece) {
+  if (server->in_flight.count(piece.group_id()) == 0) return;  // of an attempt that was given up
+  const absl::Status status = groups_.at(piece.group_id()).assembly.AddPromptRouting(piece);
+  if (!status.ok()) Break(server, std::string(status.message()));
 }
 
 void RolloutClient::HandleRefusal(Server* server, const v1::GroupRefused& refused) {

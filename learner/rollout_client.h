@@ -36,6 +36,7 @@ namespace lockstep {
 struct RolloutClientOptions {
   std::string model_hash;  // that servers must have; empty: any
   std::string dtype;       // "fp16", ...; empty: any
+  RoutingShape routing;    // of the model, for groups that ask for it
   absl::Duration group_timeout = absl::Seconds(300);
   absl::Duration dead_timeout = absl::Seconds(120);  // with no server ready
   // Brings a server to the last published weights (WeightPublisher::CatchUp). Called from the servers' threads.
@@ -105,6 +106,7 @@ class RolloutClient {
   bool TakeGroup(Server* server, v1::GenerateRequest* request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool ExpireGroup(Server* server, v1::GenerateRequest* cancel) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void HandleChunk(Server* server, const v1::TokenChunk& chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void HandlePromptRouting(Server* server, const v1::PromptRouting& piece) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void HandleRefusal(Server* server, const v1::GroupRefused& refused) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Requeue(Server* server, uint64_t group_id, const char* reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Break(Server* server, const std::string& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

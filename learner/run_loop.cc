@@ -128,15 +128,42 @@ absl::Status RunLoop::RequestGroup(uint64_t group_id) {
   auto known = parts_.ledger->FindGroup(group_id);
   if (!known.ok()) return known.status();
   if (known->has_value()) {  // accepted before this start: used as it is
+    if (absl::Status status = CheckKnownRouting(**known); !status.ok()) return status;
     ready_[group_id] = *std::move(*known);
     return absl::OkStatus();
   }
   const Problem& problem = (*parts_.problems)[ProblemOf(group_id)];
   v1::Group group =
       MakeGroupRequest(parts_.config, parts_.run_id, group_id, problem.prompt_tokens, parts_.stop_token_ids);
+  group.set_routing(wants_routing());
   group.set_min_weight_epoch(parts_.epoch);
   group.set_min_weight_version(position_.weight_version);
   parts_.rollouts->Submit(std::move(group));
+  return absl::OkStatus();
+}
+
+absl::Status RunLoop::CheckKnownRouting(const SampleGroup& group) const {
+  if (!wants_routing()) return absl::OkStatus();
+  const size_t row_bytes = parts_.routing.row_bytes();
+  const size_t prompt = (*parts_.problems)[group.problem_index].prompt_tokens.size() - 1;
+  bool missing = false;
+  for (const Sample& sample : group.samples) {
+    missing |= sample.prompt_routing == nullptr && !sample.tokens.empty();
+    if (sample.prompt_routing == nullptr) continue;
+    absl::Status status = CheckRouting(parts_.routing, *sample.prompt_routing);
+    if (status.ok()) status = CheckRouting(parts_.routing, sample.routing);
+    if (status.ok() && (sample.prompt_routing->size() != prompt * row_bytes ||
+                        sample.routing.size() != sample.tokens.size() * row_bytes)) {
+      status = absl::InvalidArgumentError("it does not fit the prompt and the response");
+    }
+    if (status.ok()) continue;
+    return absl::DataLossError(absl::StrCat("ledger: routing of group ", group.group_id, " sample ",
+                                            sample.sample_index, ": ", std::string(status.message())));
+  }
+  if (missing) {
+    LogWarning("group ", group.group_id, " was sampled without routing (learner.router_replay was off); the learner's ",
+               "routers choose for it");
+  }
   return absl::OkStatus();
 }
 
@@ -281,6 +308,7 @@ std::vector<TrainSample> RunLoop::BuildBatch(uint64_t step, v1::StepSummary* sum
       train.prompt = (*parts_.problems)[group.problem_index].prompt_tokens;
       train.response = sample.tokens;
       train.log_mu = sample.log_probs;
+      if (wants_routing() && sample.prompt_routing != nullptr) train.routing = *sample.prompt_routing + sample.routing;
       train.advantage = advantages[i];
       batch.push_back(std::move(train));
       tokens += static_cast<double>(sample.tokens.size());

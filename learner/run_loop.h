@@ -22,6 +22,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/base/metrics.h"
+#include "engine/model/routing.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "learner/advantage.h"
 #include "learner/dataset.h"
@@ -46,6 +47,7 @@ struct RunLoopParts {
   uint64_t epoch = 0;  // from the ledger
   RunPosition position;
   std::vector<int32_t> stop_token_ids;
+  RoutingShape routing;  // of the model
   const Tokenizer* tokenizer = nullptr;
   const std::vector<Problem>* problems = nullptr;
   const std::vector<Problem>* eval_problems = nullptr;  // null or empty: no evaluations
@@ -91,6 +93,12 @@ class RunLoop {
   absl::Status AcceptRewarded();
   void ReportRewardTrouble();
   absl::Status RequestGroup(uint64_t group_id);
+  // Of a group that the ledger had: that its routing is of this model, or that there is none.
+  absl::Status CheckKnownRouting(const SampleGroup& group) const;
+  bool wants_routing() const {
+    const std::string& replay = parts_.config.learner().router_replay();
+    return !replay.empty() && replay != "off";
+  }
   // Those of the step that are here, ascending by id.
   std::vector<const SampleGroup*> GroupsOf(uint64_t step) const;
   std::vector<TrainSample> BuildBatch(uint64_t step, v1::StepSummary* summary);

@@ -157,6 +157,10 @@ absl::StatusOr<LearnerSetup> LoadLearnerSetup(const v1::RunConfig& config, Learn
   }
   setup.numerics = config.numerics() == "matched" ? Numerics::kMatched : Numerics::kNative;
   if (absl::Status status = LoadModel(&setup); !status.ok()) return status;
+  if (mode == LearnerMode::kReinforce) {
+    const auto routing = RoutingRowBytes(config.learner().router_replay(), setup.model);
+    if (!routing.ok()) return routing.status();
+  }
   if (with_data) {
     if (mode != LearnerMode::kEval) {
       if (absl::Status status = LoadData(&setup); !status.ok()) return status;
@@ -177,6 +181,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> MakeTrainer(const LearnerSetup& setup, 
   if (setup.mode == LearnerMode::kPretrain) {  // supervised steps use no objective
     options.algorithm.set_name("pg");
     options.algorithm.set_kl_beta(0);
+    options.learner.set_router_replay("off");
   }
   options.temperature = setup.config.rollout().temperature();
   options.max_response_tokens = std::max<int64_t>(1, setup.config.rollout().max_tokens());

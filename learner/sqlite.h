@@ -47,6 +47,10 @@ class SqliteStatement {
     sqlite3_bind_blob64(statement_, ++bound_, bytes.data(), bytes.size(), SQLITE_TRANSIENT);
     return *this;
   }
+  SqliteStatement& BindNull() {
+    sqlite3_bind_null(statement_, ++bound_);
+    return *this;
+  }
 
   // True when there is a row to read.
   bool Step() {

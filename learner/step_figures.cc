@@ -46,6 +46,8 @@ void FillStepFigures(const TrainMetrics& metrics, v1::StepSummary* summary) {
   summary->set_sequence_clip_fraction(objective.SequenceClipFraction());
   summary->set_sequence_mask_fraction(objective.SequenceMaskFraction());
   summary->set_effective_sample_size(objective.EffectiveSampleSize());
+  summary->set_router_choices(static_cast<uint64_t>(metrics.routing_choices));
+  summary->set_router_mismatch(metrics.routing_differing / std::max(1.0, metrics.routing_choices));
   auto& seconds = *summary->mutable_seconds();
   seconds["old_log_prob"] = metrics.old_log_prob_seconds;
   seconds["reference"] = metrics.reference_seconds;
@@ -94,6 +96,8 @@ void ExportStepFigures(const v1::StepSummary& summary, const TrainMetrics& metri
       .Set(summary.effective_sample_size_sequence());
   registry.Gauge("rl_learner_mismatch_chi_square", {{"level", "token"}}).Set(summary.chi_square_token());
   registry.Gauge("rl_learner_mismatch_chi_square", {{"level", "sequence"}}).Set(summary.chi_square_sequence());
+
+  registry.Gauge("rl_learner_router_mismatch_ratio").Set(summary.router_mismatch());
 
   registry.Gauge("rl_learner_reference_kl_nats").Set(summary.reference_kl());
   registry.Gauge("rl_learner_loss", {{"term", "policy"}}).Set(summary.loss() - summary.kl_loss());

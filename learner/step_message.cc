@@ -21,6 +21,12 @@ void PutArray(std::string* bytes, const std::vector<T>& values) {
   bytes->append(reinterpret_cast<const char*>(values.data()), values.size() * 4);
 }
 
+void PutBytes(std::string* bytes, const std::string& value) {
+  Put(bytes, static_cast<uint32_t>(value.size()));
+  bytes->append(value);
+  bytes->resize((bytes->size() + 3) / 4 * 4, '\0');
+}
+
 class Reader {
  public:
   explicit Reader(std::string_view bytes) : bytes_(bytes) {}
@@ -42,6 +48,15 @@ class Reader {
     bytes_.remove_prefix(size_t{n} * 4);
     return true;
   }
+  bool GetBytes(std::string* value) {
+    uint32_t n;
+    if (!Get(&n)) return false;
+    const size_t padded = (size_t{n} + 3) / 4 * 4;
+    if (bytes_.size() < padded) return false;
+    *value = bytes_.substr(0, n);
+    bytes_.remove_prefix(padded);
+    return true;
+  }
   size_t left() const { return bytes_.size(); }
 
  private:
@@ -60,12 +75,13 @@ std::string EncodeStepMessage(const StepMessage& message) {
     PutArray(&bytes, sample.response);
     PutArray(&bytes, sample.log_mu);
     Put(&bytes, sample.advantage);
+    PutBytes(&bytes, sample.routing);
   }
   return bytes;
 }
 
 absl::StatusOr<StepMessage> DecodeStepMessage(std::string_view bytes) {
-  constexpr size_t kMinSampleBytes = 16;
+  constexpr size_t kMinSampleBytes = 20;
   Reader reader(bytes);
   StepMessage message;
   uint32_t kind, samples;
@@ -77,7 +93,7 @@ absl::StatusOr<StepMessage> DecodeStepMessage(std::string_view bytes) {
   message.samples.resize(samples);
   for (TrainSample& sample : message.samples) {
     if (!reader.GetArray(&sample.prompt) || !reader.GetArray(&sample.response) || !reader.GetArray(&sample.log_mu) ||
-        !reader.Get(&sample.advantage)) {
+        !reader.Get(&sample.advantage) || !reader.GetBytes(&sample.routing)) {
       return absl::DataLossError(absl::StrCat("a step message of ", bytes.size(), " bytes ends within a sample"));
     }
   }

@@ -21,7 +21,7 @@ struct StepMessage {
   std::vector<TrainSample> samples;
 };
 
-// Little-endian 32-bit words; every length is checked against what is left when it is read.
+// Little-endian 32-bit words, and bytes filled up to one; every length is checked against what is left when it is read.
 std::string EncodeStepMessage(const StepMessage& message);
 absl::StatusOr<StepMessage> DecodeStepMessage(std::string_view bytes);
 

@@ -12,6 +12,7 @@
 #include "engine/base/check.h"
 #include "engine/kernels/optimizer.h"
 #include "engine/model/decoder.h"
+#include "engine/model/routing.h"
 
 namespace lockstep {
 namespace {
@@ -29,7 +30,20 @@ struct MicroBatch {
   std::vector<float> log_mu, log_pi_old, log_ref, advantage, loss_weight;
 };
 
-MicroBatch BuildMicroBatch(std::span<const TrainSample> samples, std::span<const float> loss_weights) {
+// The sample's routing as rows of the batch; the last position has none.
+void AppendRouting(const TrainSample& sample, size_t row_bytes, PackedBatch* packed) {
+  const size_t rows = static_cast<size_t>(SampleTokens(sample)), given = sample.routing.size() / row_bytes;
+  LOCKSTEP_CHECK(sample.routing.empty() || (given == rows - 1 && sample.routing.size() == given * row_bytes),
+                 "routing has a row for each position but the last");
+  packed->routing += sample.routing;
+  packed->routing.resize(packed->routing.size() + (rows - given) * row_bytes, '\0');
+  packed->has_routing.insert(packed->has_routing.end(), given, 1);
+  packed->has_routing.insert(packed->has_routing.end(), rows - given, 0);
+}
+
+// routing_row_bytes: 0 leaves routing out.
+MicroBatch BuildMicroBatch(std::span<const TrainSample> samples, std::span<const float> loss_weights,
+                           size_t routing_row_bytes) {
   MicroBatch batch;
   batch.packed.cu_seqlens.push_back(0);
   for (size_t i = 0; i < samples.size(); ++i) {
@@ -39,6 +53,7 @@ MicroBatch BuildMicroBatch(std::span<const TrainSample> samples, std::span<const
     tokens.insert(tokens.end(), sample.prompt.begin(), sample.prompt.end());
     tokens.insert(tokens.end(), sample.response.begin(), sample.response.end());
     batch.packed.cu_seqlens.push_back(static_cast<int32_t>(tokens.size()));
+    if (routing_row_bytes > 0) AppendRouting(sample, routing_row_bytes, &batch.packed);
     for (size_t t = 0; t < sample.response.size(); ++t) {
       batch.packed.loss_rows.push_back(first_loss_row + static_cast<int32_t>(t));
       batch.packed.targets.push_back(sample.response[t]);
@@ -53,6 +68,11 @@ MicroBatch BuildMicroBatch(std::span<const TrainSample> samples, std::span<const
   return batch;
 }
 
+void CountRouting(const RoutingTrace& trace, TrainMetrics* metrics) {
+  metrics->routing_choices += static_cast<double>(trace.choices);
+  metrics->routing_differing += static_cast<double>(trace.differing);
+}
+
 class Stopwatch {
  public:
   explicit Stopwatch(double* seconds) : seconds_(seconds), start_(absl::Now()) {}
@@ -64,6 +84,18 @@ class Stopwatch {
 };
 
 }  // namespace
+
+absl::StatusOr<size_t> RoutingRowBytes(const std::string& router_replay, const ModelConfig& model) {
+  if (router_replay.empty() || router_replay == "off") return 0;
+  if (router_replay != "measure" && router_replay != "replay") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("learner.router_replay is '", router_replay, "'; known are off, measure, replay"));
+  }
+  const RoutingShape shape(model);
+  if (shape.layers > 0) return shape.row_bytes();
+  return absl::InvalidArgumentError(absl::StrCat("learner.router_replay: '", router_replay, "' needs a model with ",
+                                                 "experts, and this ", model.architecture, " has none; set it to off"));
+}
 
 std::vector<std::pair<size_t, size_t>> PackMicroBatches(std::span<const TrainSample> samples, int64_t max_tokens) {
   std::vector<std::pair<size_t, size_t>> ranges;
@@ -95,19 +127,23 @@ struct Trainer::Impl {
   int64_t size = 0;  // elements of each arena
   Buffer master, moment1, moment2, gradient;
   int64_t adam_step = 0;
+  size_t routing_row_bytes = 0;  // 0: routing is not looked at
 
   explicit Impl(const LossScaler& loss_scaler) : scaler(loss_scaler) {}
 
   bool supervised(std::span<const TrainSample> samples) const { return samples.front().log_mu.empty(); }
   int64_t MicroBatchTokens(std::span<const TrainSample> samples) const;
   absl::StatusOr<std::vector<float>> LossWeights(std::span<const TrainSample> samples) const;
+  // metrics takes the routing's counts; null for a policy that routes for itself.
   absl::Status FillLogProbs(const Weights& policy, std::vector<float> TrainSample::*field,
-                            std::vector<TrainSample>* samples, double* seconds);
+                            std::vector<TrainSample>* samples, double* seconds, TrainMetrics* metrics);
   absl::Status PrepareLogProbs(std::vector<TrainSample>* samples, uint32_t updates, TrainMetrics* metrics);
   void ForwardBackward(std::span<const TrainSample> samples, std::span<const float> loss_weights,
                        TrainMetrics* metrics);
   void Coefficients(const MicroBatch& batch, bool supervised, std::span<const float> log_pi,
                     std::span<const float> entropy, std::vector<float>* d_log_pi, TrainMetrics* metrics);
+  // The micro-batch with the rollout's routing where it is used (never for the reference).
+  MicroBatch Build(std::span<const TrainSample> samples, std::span<const float> loss_weights, bool with_routing) const;
   void Backward(const MicroBatch& batch, float temperature, const float* coefficient);
   void ApplyAdamW(AdamWParams adam);
   absl::Status Refresh();
@@ -135,8 +171,9 @@ absl::StatusOr<std::vector<float>> Trainer::Impl::LossWeights(std::span<const Tr
 // The log-prob of every response token under `policy`. Each rank computes its micro-batches and leaves zeros for the
 // others; adding zeros keeps the bits.
 absl::Status Trainer::Impl::FillLogProbs(const Weights& policy, std::vector<float> TrainSample::*field,
-                                         std::vector<TrainSample>* samples, double* seconds) {
+                                         std::vector<TrainSample>* samples, double* seconds, TrainMetrics* metrics) {
   Stopwatch stopwatch(seconds);
+  RoutingTrace trace;
   std::vector<size_t> first;  // of each sample in log_probs
   size_t total = 0;
   for (const TrainSample& sample : *samples) {
@@ -148,10 +185,13 @@ absl::Status Trainer::Impl::FillLogProbs(const Weights& policy, std::vector<floa
   const std::vector<float> no_weights(samples->size(), 0.0f);
   for (size_t j = collectives->rank(); j < ranges.size(); j += collectives->world_size()) {
     const auto [begin, end] = ranges[j];
-    const MicroBatch batch = BuildMicroBatch(std::span(*samples).subspan(begin, end - begin), no_weights);
+    const MicroBatch batch =
+        Build(std::span(*samples).subspan(begin, end - begin), no_weights, /*with_routing=*/metrics != nullptr);
     if (batch.packed.targets.empty()) continue;
+    RoutingTrace* const traced = batch.packed.routing.empty() ? nullptr : &trace;
     decoder->ForwardPacked(policy, batch.packed, options.temperature, /*recompute=*/true,
-                           log_probs.data() + first[begin], nullptr);
+                           log_probs.data() + first[begin], nullptr, traced);
+    if (traced != nullptr) CountRouting(trace, metrics);
   }
   if (absl::Status status =
           collectives->AllReduceSum(log_probs.data(), static_cast<int64_t>(total), options.collective_timeout);
@@ -169,12 +209,22 @@ absl::Status Trainer::Impl::FillLogProbs(const Weights& policy, std::vector<floa
 absl::Status Trainer::Impl::PrepareLogProbs(std::vector<TrainSample>* samples, uint32_t updates,
                                             TrainMetrics* metrics) {
   if (updates > 1 && objective->spec->uses_old && options.algorithm.old_log_prob() != "rollout") {
-    absl::Status status = FillLogProbs(*weights, &TrainSample::log_pi_old, samples, &metrics->old_log_prob_seconds);
+    absl::Status status =
+        FillLogProbs(*weights, &TrainSample::log_pi_old, samples, &metrics->old_log_prob_seconds, metrics);
     if (!status.ok()) return status;
   }
   if (options.algorithm.kl_beta() <= 0) return absl::OkStatus();
   LOCKSTEP_CHECK(reference != nullptr, "CaptureReference comes before the first step with a KL penalty");
-  return FillLogProbs(*reference, &TrainSample::log_ref, samples, &metrics->reference_seconds);
+  return FillLogProbs(*reference, &TrainSample::log_ref, samples, &metrics->reference_seconds, nullptr);
+}
+
+MicroBatch Trainer::Impl::Build(std::span<const TrainSample> samples, std::span<const float> loss_weights,
+                                bool with_routing) const {
+  const bool any = with_routing && std::any_of(samples.begin(), samples.end(),
+                                               [](const TrainSample& sample) { return !sample.routing.empty(); });
+  MicroBatch batch = BuildMicroBatch(samples, loss_weights, any ? routing_row_bytes : 0);
+  batch.packed.replay_routing = options.learner.router_replay() == "replay";
+  return batch;
 }
 
 void Trainer::Impl::Coefficients(const MicroBatch& batch, bool supervised, std::span<const float> log_pi,
@@ -221,15 +271,20 @@ void Trainer::Impl::ForwardBackward(std::span<const TrainSample> samples, std::s
   std::memset(gradient.data(), 0, gradient.bytes());
   const auto ranges = PackMicroBatches(samples, MicroBatchTokens(samples));
   std::vector<float> log_pi, entropy, coefficient;
+  RoutingTrace trace;
   for (size_t j = collectives->rank(); j < ranges.size(); j += collectives->world_size()) {
     const auto [begin, end] = ranges[j];
-    const MicroBatch batch =
-        BuildMicroBatch(samples.subspan(begin, end - begin), loss_weights.subspan(begin, end - begin));
+    const MicroBatch batch = Build(samples.subspan(begin, end - begin), loss_weights.subspan(begin, end - begin),
+                                   /*with_routing=*/!is_supervised);
     if (batch.packed.targets.empty()) continue;
+    // Counted over the same tokens as the mismatch.
+    const bool counted = batch.log_pi_old.empty() && metrics->updates == metrics->skipped;
+    RoutingTrace* const traced = counted && !batch.packed.routing.empty() ? &trace : nullptr;
     log_pi.resize(batch.packed.targets.size());
     entropy.resize(batch.packed.targets.size());
     decoder->ForwardPacked(*weights, batch.packed, temperature, options.learner.activation_recompute(), log_pi.data(),
-                           entropy.data());
+                           entropy.data(), traced);
+    if (traced != nullptr) CountRouting(trace, metrics);
     Coefficients(batch, is_supervised, log_pi, entropy, &coefficient, metrics);
     metrics->tokens += static_cast<double>(batch.packed.tokens.size());
     // A micro-batch without a gradient (all advantages 0) needs no backward pass.
@@ -310,6 +365,8 @@ absl::Status Trainer::Impl::ReduceMetrics(TrainMetrics* metrics) {
   for (double* field : metrics->mismatch.SumFields()) fields.push_back(field);
   fields.push_back(&metrics->entropy_sum);
   fields.push_back(&metrics->tokens);
+  fields.push_back(&metrics->routing_choices);
+  fields.push_back(&metrics->routing_differing);
   std::vector<double> sums, maxima;
   for (const double* field : fields) sums.push_back(*field);
   absl::Status status =
@@ -338,6 +395,9 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const TrainerOptions& o
   auto impl = std::make_unique<Impl>(*scaler);
   impl->options = options;
   ResolveAlgorithm(&impl->options.algorithm);
+  auto routing = RoutingRowBytes(options.learner.router_replay(), options.config);
+  if (!routing.ok()) return routing.status();
+  impl->routing_row_bytes = *routing;
   impl->collectives = collectives;
   impl->objective = *objective;
   impl->params = ObjectiveParams::From(impl->options.algorithm);

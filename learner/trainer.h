@@ -12,6 +12,11 @@
 // the pi of the pass itself. A KL penalty (algorithm.kl_beta > 0) keeps the initial weights as a second copy in
 // learner.dtype and costs one more forward pass too. Both passes have seconds of their own in TrainMetrics.
 //
+// Router replay (learner.router_replay: replay): the forward passes under the trained weights, that of pi_old too, take
+// the experts of TrainSample::routing with the trained routers' own probabilities as weights, so the routers still
+// learn; the reference is a policy of its own and chooses for itself. With `measure` and with `replay` the choices that
+// the trained routers would have made otherwise are counted, in the passes that `mismatch` is of.
+//
 // A gradient that is not finite skips the update on all ranks: weights, moments and step count stay as they are.
 //
 // Ranks: the sum over micro-batches is taken in another order than on one rank. For an element g = sum_j g_j over M
@@ -26,6 +31,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -47,6 +53,9 @@ struct TrainSample {
   std::vector<int32_t> response;
   std::vector<float> log_mu;  // [response]; empty: supervised
   float advantage = 0;
+  // Experts that the rollout chose for all positions but the last, [prompt + response - 1] rows of
+  // engine/model/routing.h; empty: unknown, the routers choose.
+  std::string routing;
   // [response]; filled by the trainer where the objective needs them.
   std::vector<float> log_pi_old;
   std::vector<float> log_ref;
@@ -70,7 +79,9 @@ struct TrainMetrics {
   // mu against the policy of before the step's first update, so numerics and staleness alone: over all samples where
   // pi_old is recomputed, else over those of the updates before the weights first moved.
   MismatchStats mismatch;
-  double entropy_sum = 0;  // over objective.tokens
+  double routing_choices = 0;    // pairs of a token and a layer whose experts the rollout sent
+  double routing_differing = 0;  // of them: the trained routers choose another set
+  double entropy_sum = 0;        // over objective.tokens
   uint32_t updates = 0;
   uint32_t skipped = 0;   // updates whose gradient was not finite
   double grad_norm = 0;   // before clipping, unscaled, of the last update; not finite when it was skipped
@@ -125,6 +136,10 @@ class Trainer {
   explicit Trainer(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
+
+// Bytes of a token's routing (engine/model/routing.h) where learner.router_replay asks for it, else 0. INVALID_ARGUMENT
+// where the setting is unknown, or the model has no experts.
+absl::StatusOr<size_t> RoutingRowBytes(const std::string& router_replay, const ModelConfig& model);
 
 // Micro-batches as ranges [begin, end) of samples in order: as many samples as fit `max_tokens`; a sample that is
 // longer alone is one by itself.

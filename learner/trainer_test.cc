@@ -377,6 +377,8 @@ TEST(StepMessageTest, SurvivesTheWireAndRefusesWhatIsCut) {
   message.kind = StepMessage::Kind::kTrain;
   message.updates = 3;
   message.samples = MakeSamples(5);
+  message.samples[1].routing = "seven b";
+  message.samples[4].routing = std::string(1, '\0');
   const std::string bytes = EncodeStepMessage(message);
   const auto decoded = DecodeStepMessage(bytes);
   ASSERT_TRUE(decoded.ok()) << decoded.status();
@@ -385,6 +387,7 @@ TEST(StepMessageTest, SurvivesTheWireAndRefusesWhatIsCut) {
     EXPECT_EQ(decoded->samples[i].response, message.samples[i].response);
     EXPECT_EQ(decoded->samples[i].log_mu, message.samples[i].log_mu);
     EXPECT_EQ(decoded->samples[i].advantage, message.samples[i].advantage);
+    EXPECT_EQ(decoded->samples[i].routing, message.samples[i].routing);
   }
   for (size_t cut = 0; cut < bytes.size(); ++cut) EXPECT_FALSE(DecodeStepMessage(bytes.substr(0, cut)).ok()) << cut;
   EXPECT_FALSE(DecodeStepMessage(bytes + "abcd").ok());

@@ -3,6 +3,7 @@
 #define LOCKSTEP_LEARNER_TRAJECTORY_H_
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,11 @@ struct Sample {
   uint64_t weight_epoch = 0;
   v1::FinishReason finish_reason = v1::FINISH_REASON_UNSPECIFIED;
   bool stale_kv_cache = false;
+  // Experts that the rollout's tokens went to, rows of engine/model/routing.h; empty where they were not asked for. Of
+  // the prompt's positions but the last (shared by the samples of one prefill), and a row a token, of the position that
+  // it was drawn from: together those of prompt and response but their very last position.
+  std::shared_ptr<const std::string> prompt_routing;
+  std::string routing;
   double reward = 0;
   std::string dropped_reason;  // empty: counts; else why it does not ("nonfinite", "invalid", "reward", "no_signal")
 };

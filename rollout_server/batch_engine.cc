@@ -26,6 +26,7 @@ BatchEngine::BatchEngine(const BatchEngineOptions& options, Ops* ops, std::share
       metrics_(metrics),
       config_(weights->config),
       dtype_(weights->dtype),
+      routing_shape_(config_),
       decoder_(config_, dtype_, ops),
       storage_(config_, dtype_, options.num_pages),
       cache_(options.num_pages),
@@ -110,9 +111,11 @@ void BatchEngine::Execute(const StepPlan& plan) {
   batch_.sequences.clear();
   batch_.output_rows.clear();
   owners_.clear();
+  bool wants_routing = false;
   for (const BatchEntry& entry : plan.entries) {
     Sequence& sequence = *sequences_[entry.sequence];
     LOCKSTEP_CHECK(sequence.weights == weights, "a step has one weight set");
+    wants_routing |= sequence.group->routing_row_bytes > 0;
     PagedSequence rows;
     rows.row_begin = static_cast<int64_t>(batch_.tokens.size());
     rows.row_count = entry.count;
@@ -134,9 +137,21 @@ void BatchEngine::Execute(const StepPlan& plan) {
   GrowTo(hidden_, hidden_row_bytes * static_cast<size_t>(std::max<int64_t>(rows, 1)));
   const Tensor hidden(hidden_.data(), dtype_, rows, config_.hidden_size);
   const double begin = SteadySeconds();
-  decoder_.ForwardPaged(*weights, batch_, storage_, hidden);
+  routing_.clear();
+  decoder_.ForwardPaged(*weights, batch_, storage_, hidden, wants_routing ? &routing_ : nullptr);
   counted_.decoder_seconds += SteadySeconds() - begin;
+  if (wants_routing) RecordPrompts(plan);
   SampleRows(*weights, owners_);
+}
+
+void BatchEngine::RecordPrompts(const StepPlan& plan) {
+  const char* row = routing_.data();
+  for (const BatchEntry& entry : plan.entries) {
+    Sequence& sequence = *sequences_[entry.sequence];
+    for (int64_t i = 0; i < entry.count; ++i, row += routing_shape_.row_bytes()) {
+      if (sequence.group->routing_row_bytes > 0) sequence.RecordPromptRow(entry.begin + i, row);
+    }
+  }
 }
 
 void BatchEngine::PlacePages(const StepPlan& plan) {
@@ -144,7 +159,11 @@ void BatchEngine::PlacePages(const StepPlan& plan) {
     Sequence& sequence = *sequences_[entry.sequence];
     if (entry.admitted) {
       if (sequence.weights == nullptr) BindGroup(*sequence.group);
-      if (entry.shared > 0) cache_.Share(sequences_[entry.donor]->pages, entry.shared, sequence.pages);
+      if (entry.shared > 0) {
+        const Sequence& donor = *sequences_[entry.donor];
+        cache_.Share(donor.pages, entry.shared, sequence.pages);
+        if (sequence.prompt_routing == nullptr) sequence.prompt_routing = donor.prompt_routing;
+      }
       sequence.MoveTo(SequenceState::kPrefill);
     }
     // An admission takes the pages of everything it will prefill; a prefill under way has them.
@@ -173,12 +192,16 @@ void BatchEngine::SampleRows(const Weights& weights, std::span<Sequence* const> 
     decoder_.Logits(weights, hidden, logits);
     counted_.decoder_seconds += SteadySeconds() - started;
     for (int64_t row = 0; row < count; ++row) {
-      SampleRow(*owners[static_cast<size_t>(begin + row)], logits_.As<float>() + row * vocab_size);
+      const auto at = static_cast<size_t>(begin + row);
+      const char* routing =
+          routing_.empty() ? nullptr
+                           : routing_.data() + static_cast<size_t>(batch_.output_rows[at]) * routing_shape_.row_bytes();
+      SampleRow(*owners[at], logits_.As<float>() + row * vocab_size, routing);
     }
   }
 }
 
-void BatchEngine::SampleRow(Sequence& sequence, const float* logits) {
+void BatchEngine::SampleRow(Sequence& sequence, const float* logits, const char* routing) {
   const v1::SamplingParams& sampling = sequence.group->spec.sampling();
   const bool first_token = sequence.tokens.empty();
   float lse = 0;
@@ -202,11 +225,11 @@ void BatchEngine::SampleRow(Sequence& sequence, const float* logits) {
   sampler_.SetRow(logits, config_.vocab_size,
                   {.temperature = sampling.temperature(), .top_p = sampling.top_p(), .top_k = sampling.top_k()}, lse);
   if (sequence.state() == SequenceState::kPrefill) sequence.MoveTo(SequenceState::kDecoding);
-  if (first_token) ForkSiblings(sequence);
-  AppendDraw(sequence);
+  if (first_token) ForkSiblings(sequence, routing);
+  AppendDraw(sequence, routing);
 }
 
-void BatchEngine::ForkSiblings(Sequence& leader) {
+void BatchEngine::ForkSiblings(Sequence& leader, const char* routing) {
   ActiveGroup& group = *leader.group;
   if (!group.first_token_seen) {
     group.first_token_seen = true;
@@ -219,12 +242,13 @@ void BatchEngine::ForkSiblings(Sequence& leader) {
     cache_.Share(leader.pages, leader.cached, sibling.pages);
     sibling.cached = leader.cached;
     sibling.weights = leader.weights;
+    sibling.prompt_routing = leader.prompt_routing;
     sibling.MoveTo(SequenceState::kDecoding);
-    AppendDraw(sibling);
+    AppendDraw(sibling, routing);
   }
 }
 
-void BatchEngine::AppendDraw(Sequence& sequence) {
+void BatchEngine::AppendDraw(Sequence& sequence, const char* routing) {
   const v1::Group& spec = sequence.group->spec;
   const Draw draw = sampler_.Sample({.seed = spec.seed(),
                                      .group_id = spec.group_id(),
@@ -233,6 +257,9 @@ void BatchEngine::AppendDraw(Sequence& sequence) {
   sequence.tokens.push_back(draw.token);
   sequence.log_probs.push_back(draw.log_prob);
   sequence.weight_versions.push_back(sequence.weights->version);
+  if (const size_t row_bytes = sequence.group->routing_row_bytes; row_bytes > 0) {
+    sequence.routing.append(routing, row_bytes);
+  }
   ++counted_.generated_tokens;
   metrics_->generated_tokens.Increment();
   const std::vector<int32_t>& stops = sequence.group->stop_token_ids;
@@ -241,13 +268,21 @@ void BatchEngine::AppendDraw(Sequence& sequence) {
   } else if (sequence.tokens.size() >= spec.sampling().max_tokens()) {
     Finish(sequence, v1::FINISH_REASON_LENGTH);
   } else if (sequence.tokens.size() - sequence.num_sent >= kChunkTokens) {
-    sequence.group->sink->Push(sequence.TakeChunk(v1::FINISH_REASON_UNSPECIFIED));
+    Send(sequence, v1::FINISH_REASON_UNSPECIFIED);
   }
+}
+
+void BatchEngine::Send(Sequence& sequence, v1::FinishReason reason) {
+  ResultSink& sink = *sequence.group->sink;
+  if (sequence.num_sent == 0 && !sequence.tokens.empty()) {
+    for (v1::GenerateResponse& piece : sequence.TakePromptRouting()) sink.Push(std::move(piece));
+  }
+  sink.Push(sequence.TakeChunk(reason));
 }
 
 void BatchEngine::Finish(Sequence& sequence, v1::FinishReason reason) {
   ActiveGroup& group = *sequence.group;
-  group.sink->Push(sequence.TakeChunk(reason));
+  Send(sequence, reason);
   metrics_->Finished(reason).Increment();
   metrics_->response_length_tokens.Observe(static_cast<double>(sequence.tokens.size()));
   Drop(sequence);

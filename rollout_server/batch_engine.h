@@ -22,6 +22,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
 #include "engine/model/decoder.h"
+#include "engine/model/routing.h"
 #include "rollout_server/kv_cache.h"
 #include "rollout_server/rollout_metrics.h"
 #include "rollout_server/sampler.h"
@@ -101,10 +102,15 @@ class BatchEngine {
   // The samples that one prefill will serve start with one weight set.
   void BindGroup(const ActiveGroup& group);
   void SampleRows(const Weights& weights, std::span<Sequence* const> owners);
-  void SampleRow(Sequence& sequence, const float* logits);
+  // Keeps the experts of the prompt positions that the step has computed.
+  void RecordPrompts(const StepPlan& plan);
+  // routing: the experts of the row that the logits are of; null where no sample of the step asks for them.
+  void SampleRow(Sequence& sequence, const float* logits, const char* routing);
   // The tokens' last prompt row serves all samples of the group that wait for it.
-  void ForkSiblings(Sequence& leader);
-  void AppendDraw(Sequence& sequence);
+  void ForkSiblings(Sequence& leader, const char* routing);
+  void AppendDraw(Sequence& sequence, const char* routing);
+  // What the sink has not got of the sample yet.
+  void Send(Sequence& sequence, v1::FinishReason reason);
   void CountStep(const StepPlan& plan, double seconds);
   void Finish(Sequence& sequence, v1::FinishReason reason);
   void Drop(Sequence& sequence);
@@ -123,6 +129,7 @@ class BatchEngine {
   RolloutMetrics* const metrics_;
   const ModelConfig config_;
   const DType dtype_;
+  const RoutingShape routing_shape_;
   Decoder decoder_;
   KvStorage storage_;
   KvCache cache_;
@@ -145,6 +152,7 @@ class BatchEngine {
   std::vector<SequenceView> views_;
   PagedBatch batch_;
   std::vector<Sequence*> owners_;  // of output rows
+  std::string routing_;            // [T] rows of engine/model/routing.h; empty where nobody asks for them
   Buffer hidden_;                  // [output rows, D]
   Buffer logits_;                  // [kLogitRows, V] FP32
   EngineStats counted_;

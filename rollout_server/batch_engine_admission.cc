@@ -61,6 +61,7 @@ void BatchEngine::Submit(v1::Group group, std::shared_ptr<ResultSink> sink) {
   if (samples.empty()) {
     for (uint32_t i = 0; i < group.num_samples(); ++i) samples.push_back(i);
   }
+  active->routing_row_bytes = group.routing() ? routing_shape_.row_bytes() : 0;
   active->unfinished = static_cast<uint32_t>(samples.size());
   active->spec = std::move(group);
   for (uint32_t sample_index : samples) {
@@ -161,7 +162,7 @@ void BatchEngine::SwitchSequence(Sequence& sequence, InFlight in_flight) {
   if (sequence.tokens.empty() || in_flight == InFlight::kRestart) return StartAnew(sequence);
   // A chunk has one epoch: what was drawn under the old one goes out first.
   if (sequence.tokens.size() > sequence.num_sent) {
-    sequence.group->sink->Push(sequence.TakeChunk(v1::FINISH_REASON_UNSPECIFIED));
+    Send(sequence, v1::FINISH_REASON_UNSPECIFIED);
   }
   sequence.weights = current_;
   if (in_flight == InFlight::kContinueStaleKv && sequence.state() == SequenceState::kDecoding) {

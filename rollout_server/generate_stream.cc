@@ -8,6 +8,16 @@
 #include "engine/base/log.h"
 
 namespace lockstep {
+namespace {
+
+// What a queued message counts for: its tokens, and its routing in as many tokens as have the same bytes.
+size_t QueuedTokens(const v1::GenerateResponse& response) {
+  constexpr size_t kTokenBytes = 16;  // id, log-prob and version
+  return static_cast<size_t>(response.chunk().token_ids_size()) +
+         (response.chunk().routing().size() + response.prompt_routing().routing().size()) / kTokenBytes;
+}
+
+}  // namespace
 
 GenerateStream::GenerateStream(const GenerateStreamOptions& options, grpc::CallbackServerContext* context,
                                DecodeLoop* loop, RolloutMetrics* metrics, bool draining,
@@ -58,9 +68,7 @@ void GenerateStream::Fail(const std::string& reason) {
 }
 
 void GenerateStream::Enqueue(v1::GenerateResponse response) {
-  if (response.has_chunk()) {
-    queued_tokens_.fetch_add(static_cast<size_t>(response.chunk().token_ids_size()), std::memory_order_relaxed);
-  }
+  queued_tokens_.fetch_add(QueuedTokens(response), std::memory_order_relaxed);
   queue_.push_back(std::move(response));
 }
 
@@ -90,10 +98,7 @@ void GenerateStream::OnWriteDone(bool ok) {
   {
     const std::lock_guard lock(mutex_);
     writing_ = false;
-    if (writing_message_.has_chunk()) {
-      queued_tokens_.fetch_sub(static_cast<size_t>(writing_message_.chunk().token_ids_size()),
-                               std::memory_order_relaxed);
-    }
+    queued_tokens_.fetch_sub(QueuedTokens(writing_message_), std::memory_order_relaxed);
     if (!queue_.empty()) {
       metrics_->stream_blocked_seconds.Increment(absl::ToDoubleSeconds(absl::Now() - write_begin_));
     }

@@ -1,8 +1,8 @@
 // One Generate stream of the service: credits in, groups to the decode loop, chunks out with one write outstanding.
 //
 // Memory of a stream is bounded: at most `credits` groups are in flight; at kMaxQueuedTokens tokens that the client has
-// not read the engine stops decoding for it (Full); and reading stops while kMaxPendingCommands requests have not yet
-// reached the engine.
+// not read (routing counts as the tokens that have its bytes) the engine stops decoding for it (Full); and reading
+// stops while kMaxPendingCommands requests have not yet reached the engine.
 #ifndef LOCKSTEP_ROLLOUT_SERVER_GENERATE_STREAM_H_
 #define LOCKSTEP_ROLLOUT_SERVER_GENERATE_STREAM_H_
 

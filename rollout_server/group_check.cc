@@ -62,6 +62,9 @@ absl::Status CheckGroup(const v1::Group& group, const GroupLimits& limits) {
   }
   if (absl::Status status = CheckSamples(group); !status.ok()) return status;
   if (absl::Status status = CheckSampling(group.sampling(), limits.vocab_size); !status.ok()) return status;
+  if (group.routing() && !limits.has_experts) {
+    return Invalid("routing was asked for, and this server's model has no experts; ask without it");
+  }
   const int64_t prompt = group.prompt_token_ids_size();
   if (prompt == 0) return Invalid("the prompt is empty; at least 1 token is needed");
   const int64_t longest = prompt + static_cast<int64_t>(group.sampling().max_tokens());

@@ -21,6 +21,7 @@ struct GroupLimits {
   int64_t vocab_size = 0;
   int64_t max_position_embeddings = 0;
   int64_t kv_cache_tokens = 0;  // of the whole pool
+  bool has_experts = false;
 };
 
 // INVALID_ARGUMENT: never valid. RESOURCE_EXHAUSTED: prompt + max_tokens is more than the whole KV cache.

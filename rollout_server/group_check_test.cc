@@ -64,6 +64,7 @@ TEST(GroupCheckTest, RefusesEachBadFieldByNameAndValue) {
       {[](v1::Group& g) { g.mutable_sampling()->add_stop_token_ids(100); }, "stop_token_ids has 100"},
       {[](v1::Group& g) { g.mutable_sampling()->mutable_stop_token_ids()->Resize(65, 0); }, "65 ids; at most 64"},
       {[](v1::Group& g) { g.set_run_id(std::string(300, 'x')); }, "run_id has 300 bytes"},
+      {[](v1::Group& g) { g.set_routing(true); }, "routing was asked for, and this server's model has no experts"},
   };
   for (const Case& c : cases) {
     v1::Group group = ValidGroup();

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "engine/model/model.h"
@@ -17,6 +18,9 @@
 #include "rollout_server/kv_cache.h"
 
 namespace lockstep {
+
+// Bytes of routing in one message: far below gRPC's limit (proto/channel.h), whatever the prompt's length.
+inline constexpr size_t kMaxRoutingBytes = size_t{1} << 20;
 
 enum class SequenceState : uint8_t { kWaiting, kPrefill, kDecoding, kEvicted, kFinished };
 
@@ -44,6 +48,8 @@ struct ActiveGroup {
   uint32_t unfinished = 0;
   double admitted_seconds = 0;  // steady clock, for the time to the first token
   bool first_token_seen = false;
+  size_t routing_row_bytes = 0;                       // 0: routing is not asked for
+  std::shared_ptr<const std::string> routing_sent{};  // the prompt's that was last given to the sink
 
   int64_t prompt_tokens() const { return spec.prompt_token_ids_size(); }
 };
@@ -56,7 +62,11 @@ struct Sequence {
   std::vector<int32_t> tokens;
   std::vector<float> log_probs;
   std::vector<uint64_t> weight_versions;
+  std::string routing;  // where it is asked for: a row a token, of the position that it was drawn from
   size_t num_sent = 0;  // tokens already given to the sink
+  // Where it is asked for: experts of the prompt's positions but the last, as their first computation chose them (rows
+  // of engine/model/routing.h). The samples that one prefill serves share it.
+  std::shared_ptr<std::string> prompt_routing;
 
   // The weights of the next step; null until the first admission.
   std::shared_ptr<const Weights> weights;
@@ -78,6 +88,11 @@ struct Sequence {
   }
   // Tokens [num_sent, size) as a message, which then count as sent.
   v1::GenerateResponse TakeChunk(v1::FinishReason finish_reason);
+  // Takes the row of a position that has been computed, if it is one of the prompt's that has none yet.
+  void RecordPromptRow(int64_t position, const char* row);
+  // The prompt's routing in messages of at most kMaxRoutingBytes (a row at least); it then counts as sent. Nothing
+  // where it is not asked for, or has been sent already.
+  std::vector<v1::GenerateResponse> TakePromptRouting();
   // Forgets the response: the sample starts anew, and its next chunk begins at token_index 0.
   void ForgetResponse();
 

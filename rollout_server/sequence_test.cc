@@ -85,5 +85,39 @@ TEST(SequenceTest, ARestartedSampleBeginsAtTokenZeroAgain) {
   EXPECT_EQ(chunk.token_ids(0), 21);
 }
 
+TEST(SequenceTest, APromptsRoutingGoesOutOnceInPiecesThatAMessageHolds) {
+  auto group = std::make_shared<ActiveGroup>();
+  group->spec.set_group_id(7);
+  group->spec.set_attempt(2);
+  for (int i = 0; i < 6; ++i) group->spec.add_prompt_token_ids(i);
+  group->routing_row_bytes = kMaxRoutingBytes / 2 - 1;  // two rows a message
+  Sequence first, second;
+  first.group = second.group = group;
+  for (int position = 0; position < 6; ++position) {
+    const std::string row(group->routing_row_bytes, static_cast<char>('a' + position));
+    first.RecordPromptRow(position, row.data());
+    first.RecordPromptRow(0, row.data());  // computed again: the first time counts
+  }
+  second.prompt_routing = first.prompt_routing;
+  const std::vector<v1::GenerateResponse> pieces = first.TakePromptRouting();
+  ASSERT_EQ(pieces.size(), 3u);  // 5 rows: the last position's is the first token's
+  std::string rows;
+  for (const v1::GenerateResponse& piece : pieces) {
+    EXPECT_EQ(piece.prompt_routing().group_id(), 7u);
+    EXPECT_EQ(piece.prompt_routing().attempt(), 2u);
+    EXPECT_EQ(piece.prompt_routing().first_row() * group->routing_row_bytes, rows.size());
+    EXPECT_LE(piece.prompt_routing().routing().size(), kMaxRoutingBytes);
+    rows += piece.prompt_routing().routing();
+  }
+  for (size_t position = 0; position < 5; ++position) {
+    EXPECT_EQ(rows[position * group->routing_row_bytes], static_cast<char>('a' + position));
+  }
+  EXPECT_EQ(rows.size(), 5 * group->routing_row_bytes);
+  EXPECT_TRUE(second.TakePromptRouting().empty()) << "its sibling has sent it";
+  second.ForgetResponse();
+  for (int position = 0; position < 6; ++position) second.RecordPromptRow(position, rows.data());
+  EXPECT_EQ(second.TakePromptRouting().size(), 3u) << "a new prefill has routing of its own";
+}
+
 }  // namespace
 }  // namespace lockstep

@@ -11,6 +11,7 @@
 #include "absl/time/clock.h"
 #include "engine/base/digest.h"
 #include "engine/base/log.h"
+#include "engine/model/routing.h"
 #include "weight_sync/receiver.h"
 
 namespace lockstep {
@@ -62,7 +63,8 @@ absl::StatusOr<std::unique_ptr<RolloutServer>> RolloutServer::Start(const Rollou
   stream_options.credits = options.max_groups_in_flight;
   stream_options.limits = {.vocab_size = weights->config.vocab_size,
                            .max_position_embeddings = weights->config.max_position_embeddings,
-                           .kv_cache_tokens = options.num_pages * kPageTokens};
+                           .kv_cache_tokens = options.num_pages * kPageTokens,
+                           .has_experts = RoutingShape(weights->config).layers > 0};
   server->metrics_.queue_capacity.Set(static_cast<double>(options.max_groups_in_flight) * kMaxSamplesPerGroup);
   RolloutServer* self = server.get();
   server->service_ =

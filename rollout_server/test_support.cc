@@ -21,14 +21,61 @@ ModelConfig TinyConfig() {
   return config;
 }
 
-std::shared_ptr<const Weights> TinyWeights(uint64_t seed, uint64_t version, DType dtype) {
-  auto weights = std::make_shared<Weights>(TinyConfig(), dtype);
+ModelConfig TinyMixtureConfig(int64_t experts) {
+  ModelConfig config = TinyConfig();
+  config.architecture = "Qwen3MoeForCausalLM";
+  config.qkv_bias = false;
+  config.qk_norm = true;
+  config.num_experts = experts;
+  config.experts_per_token = experts > 4 ? 3 : 2;
+  config.moe_intermediate_size = 16;
+  config.norm_topk_prob = true;
+  return config;
+}
+
+namespace {
+
+std::shared_ptr<const Weights> RandomWeights(const ModelConfig& config, uint64_t seed, uint64_t version, DType dtype) {
+  auto weights = std::make_shared<Weights>(config, dtype);
   std::vector<float> arena(static_cast<size_t>(weights->layout.total_size));
   InitializeArena(weights->config, seed, 0.25f, arena.data());
   weights->SetFromArena(arena.data());
   weights->version = version;
   weights->epoch = version == 0 ? 0 : 1;
   return weights;
+}
+
+// The training forward of prompt and response.
+struct TrainingPass {
+  std::vector<float> log_probs;
+  RoutingTrace trace;
+};
+
+TrainingPass RunTraining(const Weights& weights, Ops* ops, const std::vector<int32_t>& prompt,
+                         const std::vector<int32_t>& response, float temperature) {
+  PackedBatch batch;
+  batch.tokens = prompt;
+  batch.tokens.insert(batch.tokens.end(), response.begin(), response.end());
+  batch.cu_seqlens = {0, static_cast<int32_t>(batch.tokens.size())};
+  for (size_t i = 0; i < response.size(); ++i) {
+    batch.loss_rows.push_back(static_cast<int32_t>(prompt.size() + i - 1));
+    batch.targets.push_back(response[i]);
+  }
+  TrainingPass pass;
+  pass.log_probs.resize(response.size());
+  Decoder decoder(weights.config, weights.dtype, ops);
+  decoder.ForwardPacked(weights, batch, temperature, /*recompute=*/false, pass.log_probs.data(), nullptr, &pass.trace);
+  return pass;
+}
+
+}  // namespace
+
+std::shared_ptr<const Weights> TinyWeights(uint64_t seed, uint64_t version, DType dtype) {
+  return RandomWeights(TinyConfig(), seed, version, dtype);
+}
+
+std::shared_ptr<const Weights> TinyMixtureWeights(int64_t experts, uint64_t seed, uint64_t version, DType dtype) {
+  return RandomWeights(TinyMixtureConfig(experts), seed, version, dtype);
 }
 
 std::vector<int32_t> TinyPrompt(uint64_t seed, int64_t tokens) {
@@ -55,6 +102,13 @@ v1::Group TinyGroup(uint64_t group_id, int64_t prompt_tokens, uint32_t num_sampl
 void Samples::Add(const v1::GenerateResponse& response) {
   if (response.has_refused()) refused_.push_back(response.refused());
   if (response.has_credits()) credits_ += response.credits().groups();
+  if (response.has_prompt_routing()) {
+    const v1::PromptRouting& piece = response.prompt_routing();
+    std::string& rows = prompt_routing_[piece.group_id()];
+    if (piece.first_row() == 0) rows.clear();
+    rows += piece.routing();
+    ++prompt_routings_[piece.group_id()];
+  }
   if (!response.has_chunk()) return;
   const v1::TokenChunk& chunk = response.chunk();
   Received& sample = samples_[{chunk.group_id(), chunk.sample_index()}];
@@ -66,7 +120,10 @@ void Samples::Add(const v1::GenerateResponse& response) {
     sample.tokens.clear();
     sample.log_probs.clear();
     sample.versions.clear();
+    sample.routing.clear();
   }
+  if (chunk.token_index() == 0) sample.prompt_routing = prompt_routing_[chunk.group_id()];
+  sample.routing += chunk.routing();
   EXPECT_EQ(chunk.token_index(), sample.tokens.size()) << "a gap";
   sample.tokens.insert(sample.tokens.end(), chunk.token_ids().begin(), chunk.token_ids().end());
   sample.log_probs.insert(sample.log_probs.end(), chunk.log_probs().begin(), chunk.log_probs().end());
@@ -83,20 +140,21 @@ const Received& Samples::at(uint64_t group_id, uint32_t sample_index) const {
   return found == samples_.end() ? *none : found->second;
 }
 
+int Samples::prompt_routings(uint64_t group_id) const {
+  const auto found = prompt_routings_.find(group_id);
+  return found == prompt_routings_.end() ? 0 : found->second;
+}
+
 std::vector<float> TrainingLogProbs(const Weights& weights, Ops* ops, const std::vector<int32_t>& prompt,
                                     const std::vector<int32_t>& response, float temperature) {
-  PackedBatch batch;
-  batch.tokens = prompt;
-  batch.tokens.insert(batch.tokens.end(), response.begin(), response.end());
-  batch.cu_seqlens = {0, static_cast<int32_t>(batch.tokens.size())};
-  for (size_t i = 0; i < response.size(); ++i) {
-    batch.loss_rows.push_back(static_cast<int32_t>(prompt.size() + i - 1));
-    batch.targets.push_back(response[i]);
-  }
-  std::vector<float> log_probs(response.size());
-  Decoder decoder(weights.config, weights.dtype, ops);
-  decoder.ForwardPacked(weights, batch, temperature, /*recompute=*/false, log_probs.data(), nullptr);
-  return log_probs;
+  return RunTraining(weights, ops, prompt, response, temperature).log_probs;
+}
+
+std::string TrainingRouting(const Weights& weights, Ops* ops, const std::vector<int32_t>& prompt,
+                            const std::vector<int32_t>& response) {
+  std::string rows = RunTraining(weights, ops, prompt, response, 1).trace.experts;
+  rows.resize(rows.size() - RoutingShape(weights.config).row_bytes());
+  return rows;
 }
 
 }  // namespace lockstep

@@ -11,6 +11,7 @@
 
 #include "engine/kernels/ops.h"
 #include "engine/model/decoder.h"
+#include "engine/model/routing.h"
 #include "proto/rollout.pb.h"
 #include "rollout_server/batch_engine.h"
 
@@ -21,6 +22,11 @@ ModelConfig TinyConfig();
 // Random, by seed; large enough that distributions are far from uniform.
 std::shared_ptr<const Weights> TinyWeights(uint64_t seed, uint64_t version = 0, DType dtype = DType::kF16);
 
+// The same with mixtures of `experts` in both layers, top 2 of 4 or top 3 of more.
+ModelConfig TinyMixtureConfig(int64_t experts);
+std::shared_ptr<const Weights> TinyMixtureWeights(int64_t experts, uint64_t seed, uint64_t version = 0,
+                                                  DType dtype = DType::kF16);
+
 // A prompt of `tokens` tokens, by seed.
 std::vector<int32_t> TinyPrompt(uint64_t seed, int64_t tokens);
 v1::Group TinyGroup(uint64_t group_id, int64_t prompt_tokens, uint32_t num_samples, uint32_t max_tokens);
@@ -30,6 +36,7 @@ struct Received {
   std::vector<int32_t> tokens;
   std::vector<float> log_probs;
   std::vector<uint64_t> versions;
+  std::string prompt_routing, routing;
   v1::FinishReason finish_reason = v1::FINISH_REASON_UNSPECIFIED;
   bool stale_kv_cache = false;
   int restarts = 0;
@@ -49,9 +56,13 @@ class Samples {
   const std::map<std::pair<uint64_t, uint32_t>, Received>& all() const { return samples_; }
   const std::vector<v1::GroupRefused>& refused() const { return refused_; }
   uint32_t credits() const { return credits_; }
+  // Messages with the routing of a group's prompt.
+  int prompt_routings(uint64_t group_id) const;
 
  private:
   std::map<std::pair<uint64_t, uint32_t>, Received> samples_;
+  std::map<uint64_t, std::string> prompt_routing_;  // by group_id: the newest
+  std::map<uint64_t, int> prompt_routings_;
   std::vector<v1::GroupRefused> refused_;
   size_t finished_ = 0;
   uint32_t credits_ = 0;
@@ -71,6 +82,9 @@ class RecordingSink : public ResultSink {
 // log pi of `response` after `prompt`, by the learner's packed forward.
 std::vector<float> TrainingLogProbs(const Weights& weights, Ops* ops, const std::vector<int32_t>& prompt,
                                     const std::vector<int32_t>& response, float temperature);
+// The experts of all positions but the last, by the same: rows of engine/model/routing.h.
+std::string TrainingRouting(const Weights& weights, Ops* ops, const std::vector<int32_t>& prompt,
+                            const std::vector<int32_t>& response);
 
 }  // namespace lockstep
 

@@ -142,6 +142,14 @@ std::vector<MetricSpec> LearnerMetrics() {
        "Largest and smallest mu(y_t) - pi(y_t) of the last step.",
        {{"bound", {"max", "min"}}},
        {}},
+      {"rl_learner_router_mismatch_ratio",
+       kG,
+       kLearner,
+       "Fraction of (token, layer) pairs of the last step whose experts the learner's router would choose otherwise "
+       "than "
+       "the rollout's did; 0 where no routing is sent.",
+       {},
+       {}},
       {"rl_learner_mismatch_outside_ratio",
        kG,
        kLearner,

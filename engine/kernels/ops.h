@@ -126,6 +126,9 @@ class Ops {
   // [T, N]; exp(z - max), and the sum over all N in 8 lanes and the lane tree, over the K chosen in ascending expert. A
   // row with NaN gets K different experts and NaN weights.
   virtual void RouteTopK(const Tensor& logits, int64_t top_k, bool normalize, int32_t* experts, float* weights) = 0;
+  // The weights of experts that are given: `experts` [T, K], in ascending order within a row, different and below N.
+  // The same bits as RouteTopK's where they are the ones that it chooses; RouteTopKBackward is the gradient of both.
+  virtual void RouteGiven(const Tensor& logits, std::span<const int32_t> experts, bool normalize, float* weights) = 0;
   // d_logits FP32 [T, N] from products [T, K] = weight * d loss / d weight: d_z_i = products_i (0 where i is not
   // chosen)
   // - q_i sum products, with q the softmax over the chosen experts (normalize) or over all.

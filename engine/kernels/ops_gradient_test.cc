@@ -207,6 +207,28 @@ TEST_P(GradientTest, RouteTopK) {
   }
 }
 
+TEST_P(GradientTest, RouteGiven) {
+  const int64_t t = 3, n = 7, k = 3;
+  const std::vector<int32_t> experts = {0, 1, 2, 1, 4, 6, 2, 3, 5};
+  for (const bool normalize : {true, false}) {
+    const Matrix logits(kF32, t, n, 1), d_weights(kF32, t, k, 2), d_logits(kF32, t, n);
+    const std::vector<float> d = d_weights.Read();
+    std::vector<float> weights(t * k), products(t * k);
+    ops_->RouteGiven(logits.view, experts, normalize, weights.data());
+    for (int64_t i = 0; i < t * k; ++i) products[i] = weights[i] * d[i];
+    ops_->RouteTopKBackward(logits.view, experts, normalize, products.data(), d_logits.view);
+    ExpectGradient(
+        logits, d_logits,
+        [&] {
+          ops_->RouteGiven(logits.view, experts, normalize, weights.data());
+          double sum = 0;
+          for (int64_t i = 0; i < t * k; ++i) sum += static_cast<double>(weights[i]) * static_cast<double>(d[i]);
+          return sum;
+        },
+        normalize ? "normalized" : "plain");
+  }
+}
+
 TEST_P(GradientTest, CombineRows) {
   const int64_t t = 3, k = 2, d = 11;
   const std::vector<int32_t> slots = {4, 0, 2, 5, 1, 3}, slot_tokens = {0, 2, 1, 2, 0, 1};

@@ -234,6 +234,70 @@ TEST_P(OpsTest, RouteTopKTakesTheLowerOfEqualExpertsAndSurvivesNaN) {
   }
 }
 
+// k different experts a row, in ascending order, far from the largest in places.
+std::vector<int32_t> GivenExperts(int64_t t, int64_t n, int64_t k) {
+  std::vector<int32_t> experts;
+  std::mt19937 random(7);
+  for (int64_t row = 0; row < t; ++row) {
+    std::vector<int32_t> all(static_cast<size_t>(n));
+    std::iota(all.begin(), all.end(), 0);
+    std::shuffle(all.begin(), all.end(), random);
+    std::sort(all.begin(), all.begin() + k);
+    experts.insert(experts.end(), all.begin(), all.begin() + k);
+  }
+  return experts;
+}
+
+TEST_P(OpsTest, RouteGivenAndItsBackward) {
+  for (const int64_t t : kTokens) {
+    for (const auto& [n, k] : {std::pair<int64_t, int64_t>{1, 1}, {4, 2}, {60, 4}, {128, 8}, {9, 9}}) {
+      for (const bool normalize : {true, false}) {
+        const Matrix logits(DType::kF32, t, n, 1, 2.0f), products(DType::kF32, 1, std::max<int64_t>(t * k, 1), 2);
+        const std::vector<int32_t> experts = GivenExperts(t, n, k);
+        Check(
+            [&](Ops& ops) -> Outputs {
+              std::vector<float> weights(experts.size());
+              const Matrix d_logits(DType::kF32, t, n);
+              ops.RouteGiven(logits.view, experts, normalize, weights.data());
+              ops.RouteTopKBackward(logits.view, experts, normalize, products.view.As<float>(), d_logits.view);
+              return {{DType::kF32, weights}, Take(d_logits)};
+            },
+            static_cast<double>(n + 32), At(t, n), 1.0);
+      }
+    }
+  }
+}
+
+TEST_P(OpsTest, RouteGivenWithTheRoutersOwnChoiceGivesTheSameBits) {
+  for (const bool normalize : {true, false}) {
+    const Matrix logits(DType::kF32, 33, 60, 1, 2.0f);
+    for (const auto& ops : cpu_) {
+      std::vector<int32_t> experts(33 * 4);
+      std::vector<float> weights(experts.size()), again(experts.size());
+      ops->RouteTopK(logits.view, 4, normalize, experts.data(), weights.data());
+      ops->RouteGiven(logits.view, experts, normalize, again.data());
+      EXPECT_EQ(weights, again);
+    }
+  }
+}
+
+// exp(-200) is 0 in FP32: relative to the row's largest logit the two would have no weight between them.
+TEST_P(OpsTest, RouteGivenSharesAmongExpertsThatAreFarBelowTheLargest) {
+  Matrix logits(DType::kF32, 1, 4);
+  logits.Write({200, 0, 1, -1});
+  const std::vector<int32_t> experts = {1, 2};
+  for (const auto& ops : cpu_) {
+    std::vector<float> weights(2), products = {1, 0};
+    const Matrix d_logits(DType::kF32, 1, 4);
+    ops->RouteGiven(logits.view, experts, true, weights.data());
+    EXPECT_NEAR(weights[0], 1 / (1 + std::exp(1.0)), 1e-6);
+    EXPECT_NEAR(weights[1], 1 / (1 + std::exp(-1.0)), 1e-6);
+    ops->RouteTopKBackward(logits.view, experts, true, products.data(), d_logits.view);
+    EXPECT_NEAR(d_logits.Read()[1], 1 - weights[0], 1e-6);
+    EXPECT_NEAR(d_logits.Read()[2], -weights[1], 1e-6);
+  }
+}
+
 TEST_P(OpsTest, GatherCombineAndRowDots) {
   for (const int64_t t : kTokens) {
     for (const int64_t d : {1, 24, 77}) {

@@ -50,7 +50,13 @@ Decoder::Impl::Impl(const ModelConfig& config, DType dtype, Ops* ops)
                       .num_kv_heads = config.num_kv_heads,
                       .head_dim = config.head_dim,
                       .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_dim)))},
-      cos_sin(config.max_position_embeddings * config.head_dim * sizeof(float)) {
+      cos_sin(config.max_position_embeddings * config.head_dim * sizeof(float)),
+      routing_shape(config),
+      given_experts(static_cast<size_t>(config.experts_per_token)) {
+  for (int64_t layer = 0, experts = 0; layer < config.num_layers; ++layer) {
+    expert_layer.push_back(experts);
+    experts += config.HasExperts(layer) ? 1 : 0;
+  }
   const int64_t half = config.head_dim / 2;
   for (int64_t i = 0; i < half; ++i) {
     const double frequency = RotaryFrequency(config, i);
@@ -92,8 +98,9 @@ void Decoder::Impl::CheckTokens(std::span<const int32_t> tokens, const Weights& 
 // The decoder layer. x is the residual stream:
 //   x += o_proj(attention(rope(q), rope(k), v)),  q, k, v = qkv_proj(rms_norm(x)), with q/k norms q and k normed by
 //   head x += down_proj(silu(gate) * up),              gate, up = gate_up_proj(rms_norm(x))
-void Decoder::Impl::RunLayer(const LayerWeights& weights, const LayerTensors& tensors,
+void Decoder::Impl::RunLayer(const Weights& all_weights, int64_t layer, const LayerTensors& tensors,
                              std::span<const int32_t> positions, AttendFn attend, LayerExtent extent) {
+  const LayerWeights& weights = all_weights.layers[layer];
   const LayerTensors& t = tensors;
   const int64_t D = config.hidden_size, E = config.head_dim;
   const QkvViews projected = SplitQkv(t.qkv), qkv = AttentionInputs(t);
@@ -111,7 +118,7 @@ void Decoder::Impl::RunLayer(const LayerWeights& weights, const LayerTensors& te
 
   ops->RmsNorm(t.middle, Vector(weights.post_norm, D), config.rms_norm_eps, t.normed, t.post_rstd);
   if (!weights.experts.empty()) {
-    RunExperts(weights, t, extent);
+    RunExperts(all_weights, layer, t, extent);
     return;
   }
   ops->Linear(t.normed, weights.gate_up, /*bias=*/{}, /*residual=*/{}, t.gate_up);
@@ -126,7 +133,7 @@ Decoder::Decoder(const ModelConfig& config, DType dtype, Ops* ops)
 Decoder::~Decoder() = default;
 
 void Decoder::ForwardPaged(const Weights& weights, const PagedBatch& batch, const KvStorage& cache,
-                           const Tensor& final_hidden) {
+                           const Tensor& final_hidden, std::string* routing) {
   Impl& m = *impl_;
   const ModelConfig& config = m.config;
   const int64_t T = static_cast<int64_t>(batch.tokens.size()), D = config.hidden_size;
@@ -137,7 +144,9 @@ void Decoder::ForwardPaged(const Weights& weights, const PagedBatch& batch, cons
   for (int32_t position : batch.positions) {
     LOCKSTEP_CHECK(position >= 0 && position < config.max_position_embeddings, "position beyond the model's longest");
   }
+  if (routing != nullptr) routing->resize(static_cast<size_t>(T) * m.routing_shape.row_bytes());
   if (T == 0) return;
+  m.router = {.record = routing == nullptr ? nullptr : routing->data()};
 
   LayerTensors t;
   const auto carve = [&](Carver carver) {
@@ -166,8 +175,9 @@ void Decoder::ForwardPaged(const Weights& weights, const PagedBatch& batch, cons
       m.ops->WriteKv(m.attention_shape, qkv.k, qkv.v, batch.sequences, cache.layer(layer));
       m.ops->AttentionPaged(m.attention_shape, qkv.q, batch.sequences, cache.layer(layer), tensors.attention);
     };
-    m.RunLayer(weights.layers[layer], t, batch.positions, attend, LayerExtent::kThroughOutput);
+    m.RunLayer(weights, layer, t, batch.positions, attend, LayerExtent::kThroughOutput);
   }
+  m.router = {};
   if (R == 0) return;
   GatherRows(t.output, batch.output_rows, final_hidden);
   m.ops->RmsNorm(final_hidden, m.Vector(weights.final_norm, D), config.rms_norm_eps, final_hidden, nullptr);
@@ -182,12 +192,12 @@ void Decoder::Impl::RunPackedLayer(const Weights& weights, int64_t layer, std::s
   const auto attend = [&](const QkvViews& qkv, const LayerTensors& tensors) {
     ops->AttentionPacked(attention_shape, qkv.q, qkv.k, qkv.v, cu_seqlens, tensors.attention, tensors.lse);
   };
-  RunLayer(weights.layers[layer], training.layers[layer], positions, attend, extent);
+  RunLayer(weights, layer, training.layers[layer], positions, attend, extent);
   computed_layer = layer;
 }
 
 void Decoder::ForwardPacked(const Weights& weights, const PackedBatch& batch, float temperature, bool recompute,
-                            float* log_prob, float* entropy) {
+                            float* log_prob, float* entropy, RoutingTrace* trace) {
   Impl& m = *impl_;
   const ModelConfig& config = m.config;
   const int64_t T = static_cast<int64_t>(batch.tokens.size()), R = static_cast<int64_t>(batch.loss_rows.size());
@@ -203,6 +213,10 @@ void Decoder::ForwardPacked(const Weights& weights, const PackedBatch& batch, fl
                    "packed sequence is longer than the model's longest");
     for (int32_t row = begin; row < end; ++row) m.positions[row] = row - begin;
   }
+  const size_t row_bytes = m.routing_shape.row_bytes(), rows = batch.routing.empty() ? 0 : batch.tokens.size();
+  LOCKSTEP_CHECK(batch.routing.size() == rows * row_bytes && batch.has_routing.size() == rows,
+                 "given routing has a row for each token, of the model's layers and experts");
+  if (trace != nullptr) *trace = {.experts = std::string(static_cast<size_t>(T) * row_bytes, '\0')};
   m.forward_tokens = T;
   m.forward_loss_rows = R;
   m.recompute = recompute;
@@ -215,10 +229,12 @@ void Decoder::ForwardPacked(const Weights& weights, const PackedBatch& batch, fl
   Impl::CarveTraining(config, m.dtype, T, R, recompute, carver, m.training);
 
   Impl::Training& t = m.training;
+  m.router = {.given = &batch, .record = trace == nullptr ? nullptr : trace->experts.data(), .trace = trace};
   m.ops->Embedding(batch.tokens, weights.embed, t.streams.front());
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     m.RunPackedLayer(weights, layer, batch.cu_seqlens, LayerExtent::kThroughOutput);
   }
+  m.router = {};
   if (R == 0) return;
   GatherRows(t.streams.back(), batch.loss_rows, t.loss_input);
   m.ops->RmsNorm(t.loss_input, m.Vector(weights.final_norm, config.hidden_size), config.rms_norm_eps, t.loss_normed,

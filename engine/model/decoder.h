@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "engine/kernels/ops.h"
@@ -47,6 +48,25 @@ struct PackedBatch {
   // Rows whose next-token log-prob is wanted (ascending), and the token that it is of.
   std::vector<int32_t> loss_rows;
   std::vector<int32_t> targets;
+
+  // Router replay. The experts of the tokens as another engine chose them: [T] rows of engine/model/routing.h, checked
+  // by the caller (CheckRouting); empty: none are given.
+  std::string routing;
+  // [T] where `routing` is given; 0: the row has no meaning, and the routers choose (a last token has none, since the
+  // rollout never computed it).
+  std::vector<uint8_t> has_routing;
+  // Whether the given experts compute, with this pass's own router probabilities as their weights. False: the routers
+  // choose, and the difference is only counted.
+  bool replay_routing = true;
+};
+
+// What the routers of one ForwardPacked did.
+struct RoutingTrace {
+  std::string experts;  // [T] rows of engine/model/routing.h: those that computed
+  // Pairs of a token and a layer with given experts, and those of them where this pass's routers would have chosen
+  // another set. With replay a layer sees what the given experts of the layers before have computed.
+  int64_t choices = 0;
+  int64_t differing = 0;
 };
 
 // Gradients: a flat FP32 arena in the layout's order, added to.
@@ -67,15 +87,16 @@ class Decoder {
   ~Decoder();
 
   // final_hidden [output_rows, D] in the dtype, final norm applied. Scratch grows to the largest batch seen, then no
-  // call allocates.
-  void ForwardPaged(const Weights& weights, const PagedBatch& batch, const KvStorage& cache,
-                    const Tensor& final_hidden);
+  // call allocates. routing (may be null) takes the experts of the tokens: [T] rows of engine/model/routing.h.
+  void ForwardPaged(const Weights& weights, const PagedBatch& batch, const KvStorage& cache, const Tensor& final_hidden,
+                    std::string* routing = nullptr);
   // logits FP32 [output_rows, V].
   void Logits(const Weights& weights, const Tensor& final_hidden, const Tensor& logits);
 
   // log_prob, entropy (may be null) of targets at loss_rows, at the temperature. recompute: keep layer inputs only.
+  // trace (may be null) takes what the routers did.
   void ForwardPacked(const Weights& weights, const PackedBatch& batch, float temperature, bool recompute,
-                     float* log_prob, float* entropy);
+                     float* log_prob, float* entropy, RoutingTrace* trace = nullptr);
   // Gradient of sum_i coefficient[i] * log_prob[i] (of the last ForwardPacked), times nothing: the caller folds the
   // loss scale and sign into coefficient. Adds into `gradients`. An activation gradient that overflows the dtype
   // becomes infinite and reaches `gradients`, where the loss scaler finds it.

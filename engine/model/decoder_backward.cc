@@ -214,9 +214,11 @@ void Decoder::Impl::Backward(const Weights& weights, const PackedBatch& batch, f
   std::memset(t.d_stream.data, 0, T * row_bytes);
   for (int64_t i = 0; i < R; ++i) std::memcpy(t.d_stream.Row(batch.loss_rows[i]), t.d_loss.Row(i), row_bytes);
 
+  router = {.given = &batch};  // recomputed layers take the experts that the forward pass took
   for (int64_t layer = config.num_layers - 1; layer >= 0; --layer) {
     BackwardLayer(weights, layer, batch.cu_seqlens, gradients);
   }
+  router = {};
   if (const Tensor d_table = gradients.Of(layout.embed); d_table.data != nullptr) {
     ops->EmbeddingBackward(batch.tokens, t.d_stream, d_table);
   }

@@ -41,12 +41,44 @@ void Decoder::Impl::AssignSlots(const ExpertTensors& tensors, int64_t tokens) co
   x.offsets[0] = 0;
 }
 
-void Decoder::Impl::RunExperts(const LayerWeights& weights, const LayerTensors& tensors, LayerExtent extent) {
+void Decoder::Impl::Route(int64_t layer, const ExpertTensors& tensors, int64_t tokens) {
+  const ExpertTensors& x = tensors;
+  const int64_t K = config.experts_per_token, at = expert_layer[layer];
+  ops->RouteTopK(x.router_logits, K, config.norm_topk_prob, x.experts, x.weights);
+  if (router.given != nullptr && !router.given->routing.empty()) TakeGivenExperts(at, x, tokens);
+  if (router.record == nullptr) return;
+  for (int64_t t = 0; t < tokens; ++t) {
+    PutExperts(routing_shape, x.experts + t * K, at,
+               router.record + static_cast<size_t>(t) * routing_shape.row_bytes());
+  }
+}
+
+void Decoder::Impl::TakeGivenExperts(int64_t at, const ExpertTensors& tensors, int64_t tokens) {
+  const ExpertTensors& x = tensors;
+  const PackedBatch& given = *router.given;
+  const int64_t K = config.experts_per_token;
+  for (int64_t t = 0; t < tokens; ++t) {
+    if (given.has_routing[t] == 0) continue;
+    GetExperts(routing_shape, given.routing.data() + static_cast<size_t>(t) * routing_shape.row_bytes(), at,
+               given_experts.data());
+    if (router.trace != nullptr) {
+      ++router.trace->choices;
+      router.trace->differing += std::equal(given_experts.begin(), given_experts.end(), x.experts + t * K) ? 0 : 1;
+    }
+    if (given.replay_routing) std::copy(given_experts.begin(), given_experts.end(), x.experts + t * K);
+  }
+  if (!given.replay_routing) return;
+  ops->RouteGiven(x.router_logits, {x.experts, static_cast<size_t>(tokens * K)}, config.norm_topk_prob, x.weights);
+}
+
+void Decoder::Impl::RunExperts(const Weights& all_weights, int64_t layer, const LayerTensors& tensors,
+                               LayerExtent extent) {
+  const LayerWeights& weights = all_weights.layers[layer];
   const LayerTensors& t = tensors;
   const ExpertTensors& x = t.experts;
   const int64_t T = t.normed.rows, P = T * config.experts_per_token;
   ops->Linear(t.normed, weights.router, /*bias=*/{}, /*residual=*/{}, x.router_logits);
-  ops->RouteTopK(x.router_logits, config.experts_per_token, config.norm_topk_prob, x.experts, x.weights);
+  Route(layer, x, T);
   AssignSlots(x, T);
   ops->GatherRows(t.normed, {x.slot_tokens, static_cast<size_t>(P)}, /*scale=*/nullptr, x.rows);
   for (int64_t e = 0; e < config.num_experts; ++e) {

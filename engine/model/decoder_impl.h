@@ -9,6 +9,7 @@
 
 #include "absl/functional/function_ref.h"
 #include "engine/model/decoder.h"
+#include "engine/model/routing.h"
 
 namespace lockstep {
 
@@ -109,6 +110,13 @@ class GradientSink {
   LowRankGradients low_rank_;
 };
 
+// What the routers of one call are given, and what is wanted of them. Null pointers: nothing.
+struct RouterCall {
+  const PackedBatch* given = nullptr;
+  char* record = nullptr;         // [T, row_bytes]
+  RoutingTrace* trace = nullptr;  // its counts alone
+};
+
 // How much of a layer to run: the backward pass of a recomputed layer does not need the layer's output.
 enum class LayerExtent { kThroughGateUp, kThroughOutput };
 
@@ -117,11 +125,15 @@ using AttendFn = absl::FunctionRef<void(const QkvViews& qkv, const LayerTensors&
 struct Decoder::Impl {
   Impl(const ModelConfig& config, DType dtype, Ops* ops);
 
-  // The layer, for every caller. `attend` fills tensors.attention from q, k, v.
-  void RunLayer(const LayerWeights& weights, const LayerTensors& tensors, std::span<const int32_t> positions,
+  // Layer `layer`, for every caller. `attend` fills tensors.attention from q, k, v.
+  void RunLayer(const Weights& weights, int64_t layer, const LayerTensors& tensors, std::span<const int32_t> positions,
                 AttendFn attend, LayerExtent extent);
   // Its second half where the layer has experts: t.output = t.middle + experts(t.normed).
-  void RunExperts(const LayerWeights& weights, const LayerTensors& tensors, LayerExtent extent);
+  void RunExperts(const Weights& weights, int64_t layer, const LayerTensors& tensors, LayerExtent extent);
+  // The experts of each token and their weights from the router's logits, as `router` has it.
+  void Route(int64_t layer, const ExpertTensors& tensors, int64_t tokens);
+  // Counts where the given experts differ from the chosen ones, and with replay puts them in their place.
+  void TakeGivenExperts(int64_t expert_layer, const ExpertTensors& tensors, int64_t tokens);
   // Sorts the pairs of experts [T, K] into slots.
   void AssignSlots(const ExpertTensors& tensors, int64_t tokens) const;
   // Runs layer `layer` of the packed batch from its input.
@@ -148,6 +160,11 @@ struct Decoder::Impl {
   Ops* ops;
   AttentionShape attention_shape;
   Buffer cos_sin;  // [max_position_embeddings, E] FP32
+
+  RoutingShape routing_shape;
+  std::vector<int64_t> expert_layer;   // [L] number of layers with experts below it
+  std::vector<int32_t> given_experts;  // [K] scratch
+  RouterCall router;                   // of the call under way
 
   Buffer paged_block;
 

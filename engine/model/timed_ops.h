@@ -98,6 +98,9 @@ class TimedOps : public Ops {
   void RouteTopK(const Tensor& logits, int64_t top_k, bool normalize, int32_t* experts, float* weights) override {
     Time("RouteTopK", 0, [&] { ops_->RouteTopK(logits, top_k, normalize, experts, weights); });
   }
+  void RouteGiven(const Tensor& logits, std::span<const int32_t> experts, bool normalize, float* weights) override {
+    Time("RouteGiven", 0, [&] { ops_->RouteGiven(logits, experts, normalize, weights); });
+  }
   void RouteTopKBackward(const Tensor& logits, std::span<const int32_t> experts, bool normalize, const float* products,
                          const Tensor& d_logits) override {
     Time("RouteTopKBackward", 0, [&] { ops_->RouteTopKBackward(logits, experts, normalize, products, d_logits); });

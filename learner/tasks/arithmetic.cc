@@ -1,5 +1,6 @@
 #include "learner/tasks/arithmetic.h"
 
+#include <algorithm>
 #include <unordered_set>
 #include <utility>
 
@@ -10,7 +11,8 @@
 namespace lockstep {
 namespace {
 
-constexpr int kMaxDigits = 9;
+constexpr int kMaxDigits = 64;
+constexpr int kBlockDigits = 9;  // as many as 32 random bits can fill
 
 uint64_t PowerOfTen(int exponent) {
   uint64_t value = 1;
@@ -21,34 +23,48 @@ uint64_t PowerOfTen(int exponent) {
 // Uniform in [0, bound) from 32 random bits; the bias of 2^-32 times bound is of no matter here.
 uint64_t Below(uint32_t bits, uint64_t bound) { return uint64_t{bits} * bound >> 32; }
 
-// A number of min_digits to max_digits digits: first the number of digits, then the value.
-uint64_t Operand(const ArithmeticOptions& options, uint32_t digit_bits, uint32_t value_bits) {
+// A number of min_digits to max_digits digits: first the number of digits, then a leading block of at most nine digits
+// from value_bits, then blocks of nine from draws of their own. which: 0 the first operand, 1 the second.
+std::string Operand(const ArithmeticOptions& options, int64_t index, uint64_t attempt, int which) {
+  const uint64_t seed = options.seed, position = static_cast<uint64_t>(index);
+  const auto bits = Philox4x32(seed, position, attempt);
   const int digits =
-      options.min_digits + static_cast<int>(Below(digit_bits, options.max_digits - options.min_digits + 1));
-  const uint64_t low = digits == 1 ? 0 : PowerOfTen(digits - 1);
-  return low + Below(value_bits, PowerOfTen(digits) - low);
-}
-
-std::string Steps(uint64_t a, uint64_t b) {
-  std::string text;
-  uint64_t carry = 0;
-  bool first = true;
-  for (uint64_t x = a, y = b; first || x > 0 || y > 0; x /= 10, y /= 10, first = false) {
-    const uint64_t sum = x % 10 + y % 10 + carry;
-    absl::StrAppend(&text, x % 10, "+", y % 10);
-    if (carry > 0) absl::StrAppend(&text, "+1");
-    absl::StrAppend(&text, "=", sum, " c", sum / 10, "; ");
-    carry = sum / 10;
+      options.min_digits + static_cast<int>(Below(bits[2 * which], options.max_digits - options.min_digits + 1));
+  const int leading = (digits - 1) % kBlockDigits + 1;
+  const uint64_t low = leading == 1 && digits == 1 ? 0 : PowerOfTen(leading - 1);
+  std::string text = absl::StrCat(low + Below(bits[2 * which + 1], PowerOfTen(leading) - low));
+  for (uint64_t block = 1; static_cast<int>(text.size()) < digits; ++block) {
+    const auto more = Philox4x32(seed, position, attempt + (block << 32));
+    absl::StrAppend(&text, absl::Dec(Below(more[which], PowerOfTen(kBlockDigits)), absl::kZeroPad9));
   }
   return text;
 }
 
+// Fills `steps` with the columns, the ones first, and returns the sum.
+std::string Add(const std::string& a, const std::string& b, std::string* steps) {
+  std::string sum;
+  int carry = 0;
+  const auto digit = [](const std::string& x, size_t column) {
+    return column < x.size() ? x[x.size() - 1 - column] - '0' : 0;
+  };
+  for (size_t column = 0; column < std::max(a.size(), b.size()); ++column) {
+    const int x = digit(a, column), y = digit(b, column), z = x + y + carry;
+    absl::StrAppend(steps, x, "+", y);
+    if (carry > 0) absl::StrAppend(steps, "+1");
+    absl::StrAppend(steps, "=", z, " c", z / 10, "; ");
+    carry = z / 10;
+    sum.insert(sum.begin(), static_cast<char>('0' + z % 10));
+  }
+  if (carry > 0) sum.insert(sum.begin(), '1');
+  return sum;
+}
+
 ArithmeticProblem Draw(const ArithmeticOptions& options, int64_t index, uint64_t attempt) {
-  const auto bits = Philox4x32(options.seed, static_cast<uint64_t>(index), attempt);
-  const uint64_t a = Operand(options, bits[0], bits[1]);
-  const uint64_t b = Operand(options, bits[2], bits[3]);
-  const std::string answer = absl::StrCat(a + b);
-  return {absl::StrCat("Q: ", a, "+", b, "="), absl::StrCat(Steps(a, b), "A: ", answer), answer};
+  const std::string a = Operand(options, index, attempt, 0);
+  const std::string b = Operand(options, index, attempt, 1);
+  std::string steps;
+  const std::string answer = Add(a, b, &steps);
+  return {absl::StrCat("Q: ", a, "+", b, "="), absl::StrCat(steps, "A: ", answer), answer};
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Generated arithmetic for the quickstart: additions with their column steps written out.
+// Generated arithmetic for the quickstart and the experiments: additions with their column steps written out, 11 to 13
+// characters a column; operands of 20 digits give responses of some 260 tokens.
 //
 //   prompt    "Q: 384+597="
 //   response  "4+7=11 c1; 8+9+1=18 c1; 3+5+1=9 c0; A: 981"
@@ -27,7 +28,7 @@ struct ArithmeticOptions {
   int64_t count = 1000;
   uint64_t seed = 0;
   int min_digits = 2;  // of each operand
-  int max_digits = 4;  // at most 9
+  int max_digits = 4;  // at most 64
 };
 
 // Problem `index` is a pure function of (seed, index).

@@ -14,6 +14,12 @@
 namespace lockstep {
 namespace {
 
+unsigned __int128 Value(const std::string& digits) {
+  unsigned __int128 value = 0;
+  for (const char digit : digits) value = value * 10 + static_cast<unsigned>(digit - '0');
+  return value;
+}
+
 TEST(Arithmetic, AnswersAreTheSumsOfTheirPrompts) {
   const auto problems = MakeArithmeticProblems({.count = 500, .seed = 3, .min_digits = 1, .max_digits = 5});
   ASSERT_TRUE(problems.ok()) << problems.status();
@@ -26,9 +32,9 @@ TEST(Arithmetic, AnswersAreTheSumsOfTheirPrompts) {
 }
 
 // The columns' last digits, read backwards with the last carry in front, are the answer: no step is wrong.
-TEST(Arithmetic, WrittenStepsGiveTheAnswer) {
-  const auto problems = MakeArithmeticProblems({.count = 500, .seed = 4, .min_digits = 2, .max_digits = 4});
-  ASSERT_TRUE(problems.ok());
+void ExpectStepsGiveTheAnswer(const ArithmeticOptions& options) {
+  const auto problems = MakeArithmeticProblems(options);
+  ASSERT_TRUE(problems.ok()) << problems.status();
   for (const ArithmeticProblem& problem : *problems) {
     std::string digits;
     std::string carry = "0";
@@ -49,6 +55,39 @@ TEST(Arithmetic, WrittenStepsGiveTheAnswer) {
     if (carry == "1") digits.insert(digits.begin(), '1');
     EXPECT_EQ(digits, problem.answer) << problem.response;
   }
+}
+
+TEST(Arithmetic, WrittenStepsGiveTheAnswer) {
+  ExpectStepsGiveTheAnswer({.count = 500, .seed = 4, .min_digits = 2, .max_digits = 4});
+}
+
+TEST(Arithmetic, WrittenStepsOfLongNumbersGiveTheAnswer) {
+  ExpectStepsGiveTheAnswer({.count = 300, .seed = 4, .min_digits = 8, .max_digits = 64});
+}
+
+TEST(Arithmetic, LongNumbersAddUpAndHaveAllTheirLengths) {
+  const auto problems = MakeArithmeticProblems({.count = 2000, .seed = 6, .min_digits = 7, .max_digits = 30});
+  ASSERT_TRUE(problems.ok()) << problems.status();
+  std::set<size_t> lengths;
+  for (const ArithmeticProblem& problem : *problems) {
+    const size_t plus = problem.prompt.find('+');
+    const std::string a = problem.prompt.substr(3, plus - 3);
+    const std::string b = problem.prompt.substr(plus + 1, problem.prompt.size() - plus - 2);
+    EXPECT_NE(a.front(), '0');
+    EXPECT_NE(b.front(), '0');
+    lengths.insert(a.size());
+    EXPECT_EQ(Value(a) + Value(b), Value(problem.answer)) << problem.prompt;
+  }
+  EXPECT_EQ(*lengths.begin(), 7u);
+  EXPECT_EQ(*lengths.rbegin(), 30u);
+  EXPECT_EQ(lengths.size(), 24u);
+}
+
+// Files of released versions: the quickstart's figures are those of these problems.
+TEST(Arithmetic, ShortProblemsStayThoseOfTheirSeed) {
+  EXPECT_EQ(MakeArithmeticProblem({.count = 1, .seed = 1, .min_digits = 2, .max_digits = 4}, 0).prompt, "Q: 9052+740=");
+  EXPECT_EQ(MakeArithmeticProblem({.count = 1, .seed = 1, .min_digits = 9, .max_digits = 9}, 7).prompt,
+            "Q: 520721815+568115573=");
 }
 
 TEST(Arithmetic, TheDocumentedExampleHasItsForm) {
@@ -72,7 +111,7 @@ TEST(Arithmetic, EqualSeedsGiveEqualFilesAndOthersDoNot) {
 
 TEST(Arithmetic, RefusesDigitsOutOfRange) {
   EXPECT_EQ(MakeArithmeticProblems({.count = 1, .seed = 0, .min_digits = 3, .max_digits = 2}).status().message(),
-            "digits of operands are 3 to 2, must be within 1 to 9");
+            "digits of operands are 3 to 2, must be within 1 to 64");
 }
 
 TEST(Arithmetic, TheTokenizerHasATokenForEveryCharacter) {

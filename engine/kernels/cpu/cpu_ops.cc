@@ -72,6 +72,9 @@ class CpuOps : public Ops {
   void RouteTopK(const Tensor& logits, int64_t top_k, bool normalize, int32_t* experts, float* weights) override {
     cpu::RouteTopK(context_, logits, top_k, normalize, experts, weights);
   }
+  void RouteGiven(const Tensor& logits, std::span<const int32_t> experts, bool normalize, float* weights) override {
+    cpu::RouteGiven(context_, logits, experts, normalize, weights);
+  }
   void RouteTopKBackward(const Tensor& logits, std::span<const int32_t> experts, bool normalize, const float* products,
                          const Tensor& d_logits) override {
     cpu::RouteTopKBackward(context_, logits, experts, normalize, products, d_logits);

@@ -40,6 +40,16 @@ float Largest(const float* z, int64_t n) {
   return largest;
 }
 
+// What exponents are taken relative to: the largest of what the sum goes over, so that not all of it can vanish. NaN
+// when any of z is.
+float Shift(const float* z, int64_t n, std::span<const int32_t> chosen, bool over_chosen) {
+  const float largest = Largest(z, n);
+  if (!over_chosen || largest != largest) return largest;
+  float chosen_largest = z[chosen.front()];
+  for (const int32_t expert : chosen) chosen_largest = std::max(chosen_largest, z[expert]);
+  return chosen_largest;
+}
+
 // sum of exp(z - largest) over all n, or over the chosen ones.
 float SumExp(const float* z, int64_t n, float largest, std::span<const int32_t> chosen, bool over_chosen) {
   if (over_chosen) {
@@ -57,6 +67,13 @@ float SumExp(const float* z, int64_t n, float largest, std::span<const int32_t> 
   return SumLanes(sums);
 }
 
+// softmax over the chosen ones (normalize) or over all, of the chosen.
+void ChosenWeights(const float* z, int64_t n, std::span<const int32_t> chosen, bool normalize, float* weights) {
+  const float shift = Shift(z, n, chosen, normalize);
+  const float sum = SumExp(z, n, shift, chosen, normalize);
+  for (size_t j = 0; j < chosen.size(); ++j) weights[j] = ExpScalar(z[chosen[j]] - shift) / sum;
+}
+
 }  // namespace
 
 void RouteTopK(CpuContext& context, const Tensor& logits, int64_t top_k, bool normalize, int32_t* experts,
@@ -67,9 +84,23 @@ void RouteTopK(CpuContext& context, const Tensor& logits, int64_t top_k, bool no
       const float* z = static_cast<const float*>(logits.Row(t));
       const std::span<int32_t> chosen(experts + t * top_k, static_cast<size_t>(top_k));
       ChooseLargest(z, logits.cols, top_k, chosen.data());
-      const float largest = Largest(z, logits.cols);
-      const float sum = SumExp(z, logits.cols, largest, chosen, normalize);
-      for (int64_t j = 0; j < top_k; ++j) weights[t * top_k + j] = ExpScalar(z[chosen[j]] - largest) / sum;
+      ChosenWeights(z, logits.cols, chosen, normalize, weights + t * top_k);
+    }
+  });
+}
+
+void RouteGiven(CpuContext& context, const Tensor& logits, std::span<const int32_t> experts, bool normalize,
+                float* weights) {
+  LOCKSTEP_CHECK(logits.dtype == DType::kF32, "a router computes in fp32");
+  if (logits.rows == 0) return;
+  const size_t top_k = experts.size() / static_cast<size_t>(logits.rows);
+  LOCKSTEP_CHECK(top_k >= 1 && top_k * static_cast<size_t>(logits.rows) == experts.size(), "shapes of a router");
+  ForRows(context, logits.rows, logits.cols * 4, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const size_t first = static_cast<size_t>(t) * top_k;
+      const std::span<const int32_t> chosen = experts.subspan(first, top_k);
+      for (const int32_t expert : chosen) LOCKSTEP_CHECK(expert >= 0 && expert < logits.cols, "no such expert");
+      ChosenWeights(static_cast<const float*>(logits.Row(t)), logits.cols, chosen, normalize, weights + first);
     }
   });
 }
@@ -85,7 +116,7 @@ void RouteTopKBackward(CpuContext& context, const Tensor& logits, std::span<cons
       float* d = static_cast<float*>(d_logits.Row(t));
       const std::span<const int32_t> chosen =
           experts.subspan(static_cast<size_t>(t * top_k), static_cast<size_t>(top_k));
-      const float largest = Largest(z, n);
+      const float largest = Shift(z, n, chosen, normalize);
       const float sum = SumExp(z, n, largest, chosen, normalize);
       float total = 0;
       for (int64_t j = 0; j < top_k; ++j) total += products[t * top_k + j];

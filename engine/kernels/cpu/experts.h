@@ -13,6 +13,8 @@ namespace lockstep::cpu {
 
 void RouteTopK(CpuContext& context, const Tensor& logits, int64_t top_k, bool normalize, int32_t* experts,
                float* weights);
+void RouteGiven(CpuContext& context, const Tensor& logits, std::span<const int32_t> experts, bool normalize,
+                float* weights);
 void RouteTopKBackward(CpuContext& context, const Tensor& logits, std::span<const int32_t> experts, bool normalize,
                        const float* products, const Tensor& d_logits);
 void GatherRows(CpuContext& context, const Tensor& x, std::span<const int32_t> rows, const float* scale,

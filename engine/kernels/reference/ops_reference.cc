@@ -272,10 +272,18 @@ class ReferenceOps : public Ops {
                        [&](int32_t a, int32_t b) { return Get(logits, t, a) > Get(logits, t, b); });
       std::sort(order.begin(), order.begin() + top_k);
       std::copy(order.begin(), order.begin() + top_k, experts + t * top_k);
-      const std::vector<double> q =
-          RouterSoftmax(logits, t, {experts + t * top_k, static_cast<size_t>(top_k)}, normalize);
-      for (int64_t j = 0; j < top_k; ++j) {
-        weights[t * top_k + j] = static_cast<float>(q[static_cast<size_t>(experts[t * top_k + j])]);
+    }
+    RouteGiven(logits, {experts, static_cast<size_t>(logits.rows * top_k)}, normalize, weights);
+  }
+
+  void RouteGiven(const Tensor& logits, std::span<const int32_t> experts, bool normalize, float* weights) override {
+    if (logits.rows == 0) return;
+    const size_t top_k = experts.size() / static_cast<size_t>(logits.rows);
+    for (int64_t t = 0; t < logits.rows; ++t) {
+      const std::span<const int32_t> chosen = experts.subspan(static_cast<size_t>(t) * top_k, top_k);
+      const std::vector<double> q = RouterSoftmax(logits, t, chosen, normalize);
+      for (size_t j = 0; j < top_k; ++j) {
+        weights[static_cast<size_t>(t) * top_k + j] = static_cast<float>(q[static_cast<size_t>(chosen[j])]);
       }
     }
   }
