@@ -14,6 +14,9 @@ here=experiments/moe
 dir=${2:-runs/moe_$experts}
 bin=${LOCKSTEP_BUILD_DIR:-bazel-bin}
 lockstep=$bin/client/lockstep
+# Where the base still makes mistakes.
+pretrain_steps=493
+((experts == 16)) && pretrain_steps=400
 
 if [[ ! -f $dir/problems.jsonl ]]; then
   mkdir -p "$dir/model"
@@ -25,7 +28,8 @@ if [[ ! -f $dir/problems.jsonl ]]; then
 fi
 if [[ ! -d $dir/base ]]; then
   rm -rf "$dir/pretrain"
-  "$lockstep" pretrain "$here/pretrain.yaml" model.path="$dir/model" data.train="$dir/sft.jsonl" run_dir="$dir/pretrain"
+  "$lockstep" pretrain "$here/pretrain.yaml" model.path="$dir/model" data.train="$dir/sft.jsonl" \
+    trainer.max_steps=$pretrain_steps run_dir="$dir/pretrain"
   cp -r "$(find "$dir/pretrain/checkpoints" -maxdepth 1 -name 'step-*' | sort -V | tail -n 1)" "$dir/base"
 fi
 if [[ ! -f $dir/perfectible.jsonl ]]; then
