@@ -1,0 +1,127 @@
+"""The CUDA toolkit as a repository, and libraries made of .cu files.
+
+The toolkit is CUDA_HOME where that is set, else /usr/local/cuda. Where there is no nvcc in it, @cuda is empty, the
+macros below make no targets, and everything else builds as it does with a toolkit.
+"""
+
+load("@cuda//:defs.bzl", "CUDA_HOME", "CUDA_VERSION")
+
+# One object for both families in use, and PTX for what comes after them.
+_ARCHITECTURES = [
+    "-gencode=arch=compute_80,code=sm_80",
+    "-gencode=arch=compute_90a,code=sm_90a",
+    "-gencode=arch=compute_80,code=compute_80",
+]
+
+# -fmad=false: multiply-adds are written out, as on the CPU (-ffp-contract=off). Division and sqrt are IEEE by default.
+# tests/gpu/build.sh has the same line for machines without Bazel.
+_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-lineinfo",
+    "-fmad=false",
+    "--expt-relaxed-constexpr",
+    "-Werror=all-warnings",
+    "-Xcompiler=-Wall,-Wextra,-Werror,-Wno-sign-compare,-fPIC,-ffp-contract=off",
+    "-Xptxas=-v",
+]
+
+def _cuda_object_impl(ctx):
+    source = ctx.file.src
+    stem = source.basename[:-len(".cu")]
+    object_file = ctx.actions.declare_file(stem + ".o")
+    report = ctx.actions.declare_file(stem + ".ptxas")
+    headers = [dep[CcInfo].compilation_context.headers for dep in ctx.attr.deps]
+    arguments = _FLAGS + _ARCHITECTURES + ["-I.", "-c", source.path, "-o", object_file.path]
+    ctx.actions.run_shell(
+        inputs = depset([source], transitive = headers),
+        outputs = [object_file, report],
+        # ptxas prints its compile times too; the report is to depend on the sources alone.
+        command = """
+log=$({nvcc} {arguments} 2>&1) || {{ echo "$log" >&2; exit 1; }}
+echo "$log" | grep -v 'Compile time' > {report}
+""".format(
+            nvcc = CUDA_HOME + "/bin/nvcc",
+            arguments = " ".join(["'%s'" % argument for argument in arguments]),
+            report = report.path,
+        ),
+        env = {"LOCKSTEP_NVCC_VERSION": CUDA_VERSION},  # another compiler is another action
+        mnemonic = "Nvcc",
+        progress_message = "Compiling %s with nvcc" % source.short_path,
+        use_default_shell_env = True,
+    )
+    return [
+        DefaultInfo(files = depset([object_file])),
+        OutputGroupInfo(ptxas = depset([report])),
+    ]
+
+_cuda_object = rule(
+    implementation = _cuda_object_impl,
+    attrs = {
+        "src": attr.label(allow_single_file = [".cu"], mandatory = True),
+        "deps": attr.label_list(providers = [CcInfo]),
+    },
+)
+
+def cuda_library(name, srcs, hdrs, deps):
+    """A cc_library of device code. No targets without a toolkit.
+
+    Args:
+      name: of the cc_library; NAME_ptxas are the reports of `ptxas -v`, one a source.
+      srcs: .cu files.
+      hdrs: headers of the launchers (.h) and of the device code (.cuh).
+      deps: cc_library targets whose headers the sources include.
+    """
+    if not CUDA_HOME:
+        return
+    native.cc_library(
+        name = name + "_headers",
+        hdrs = hdrs,
+        deps = deps + ["@cuda//:headers"],
+    )
+    objects = []
+    for src in srcs:
+        target = "%s_%s" % (name, src[:-len(".cu")])
+        _cuda_object(name = target, src = src, deps = [":%s_headers" % name])
+        objects.append(target)
+    native.cc_library(
+        name = name,
+        srcs = objects,
+        deps = [
+            ":%s_headers" % name,
+            "@cuda//:cudart",
+        ],
+    )
+    native.filegroup(
+        name = name + "_ptxas",
+        srcs = objects,
+        output_group = "ptxas",
+    )
+
+def if_cuda(rule, name, **kwargs):
+    """The target rule(name, **kwargs) where there is a toolkit, none where there is not."""
+    if CUDA_HOME:
+        rule(name = name, **kwargs)
+
+def cuda_emulated_library(name, srcs, hdrs, deps):
+    """The same .cu files compiled for the CPU, over engine/kernels/cuda/emulation. Needs no toolkit; for tests."""
+    wrappers = []
+    for src in srcs:
+        wrapper = "%s_%s.cc" % (name, src[:-len(".cu")])
+        native.genrule(
+            name = wrapper[:-len(".cc")] + "_source",
+            outs = [wrapper],
+            cmd = "echo '#include \"%s/%s\"' > $@" % (native.package_name(), src),
+        )
+        wrappers.append(wrapper)
+    native.cc_library(
+        name = name,
+        testonly = True,
+        srcs = wrappers,
+        hdrs = hdrs,
+        copts = [
+            "-Wno-unknown-pragmas",  # unroll
+        ],
+        textual_hdrs = srcs,
+        deps = deps + ["//engine/kernels/cuda/emulation"],
+    )
