@@ -2,29 +2,13 @@
 
 The toolkit is CUDA_HOME where that is set, else /usr/local/cuda. Where there is no nvcc in it, @cuda is empty, the
 macros below make no targets, and everything else builds as it does with a toolkit.
+
+The compiler's flags are in nvcc.flags, which tests/gpu/run_all reads too: objects for sm_80 and sm_90a, and PTX for what
+comes after them; -fmad=false, since multiply-adds are written out, as on the CPU (-ffp-contract=off). Division and sqrt
+are the IEEE ones by default.
 """
 
 load("@cuda//:defs.bzl", "CUDA_HOME", "CUDA_VERSION")
-
-# One object for both families in use, and PTX for what comes after them.
-_ARCHITECTURES = [
-    "-gencode=arch=compute_80,code=sm_80",
-    "-gencode=arch=compute_90a,code=sm_90a",
-    "-gencode=arch=compute_80,code=compute_80",
-]
-
-# -fmad=false: multiply-adds are written out, as on the CPU (-ffp-contract=off). Division and sqrt are IEEE by default.
-# tests/gpu/build.sh has the same line for machines without Bazel.
-_FLAGS = [
-    "-std=c++20",
-    "-O3",
-    "-lineinfo",
-    "-fmad=false",
-    "--expt-relaxed-constexpr",
-    "-Werror=all-warnings",
-    "-Xcompiler=-Wall,-Wextra,-Werror,-Wno-sign-compare,-fPIC,-ffp-contract=off",
-    "-Xptxas=-v",
-]
 
 def _cuda_object_impl(ctx):
     source = ctx.file.src
@@ -32,9 +16,9 @@ def _cuda_object_impl(ctx):
     object_file = ctx.actions.declare_file(stem + ".o")
     report = ctx.actions.declare_file(stem + ".ptxas")
     headers = [dep[CcInfo].compilation_context.headers for dep in ctx.attr.deps]
-    arguments = _FLAGS + _ARCHITECTURES + ["-I.", "-c", source.path, "-o", object_file.path]
+    arguments = ["-optf", ctx.file._flags.path, "-I.", "-c", source.path, "-o", object_file.path]
     ctx.actions.run_shell(
-        inputs = depset([source], transitive = headers),
+        inputs = depset([source, ctx.file._flags], transitive = headers),
         outputs = [object_file, report],
         # ptxas prints its compile times too; the report is to depend on the sources alone.
         command = """
@@ -60,6 +44,7 @@ _cuda_object = rule(
     attrs = {
         "src": attr.label(allow_single_file = [".cu"], mandatory = True),
         "deps": attr.label_list(providers = [CcInfo]),
+        "_flags": attr.label(allow_single_file = True, default = "//third_party:nvcc.flags"),
     },
 )
 

@@ -1,5 +1,6 @@
-// Says which device and driver there are, and runs one kernel on it: the smallest program that needs all of toolkit, link
-// and driver. Exit 0: a kernel ran and gave what it should. 77: there is no device to use, in one line. 1: it failed.
+// Says which device and driver there are, and runs one kernel on it: the smallest program that needs all of toolkit,
+// link and driver. Exit 0: a kernel ran and gave what it should. 77: there is no device to use, in one line. 1: it
+// failed.
 #include <cuda_runtime.h>
 
 #include <cstdio>
@@ -18,7 +19,8 @@ cudaError_t RunOneKernel(float* result) {
   if (error != cudaSuccess) return error;
   const float gate_up[2] = {1.0f, 3.0f};
   error = cudaMemcpy(memory, gate_up, sizeof(gate_up), cudaMemcpyHostToDevice);
-  if (error == cudaSuccess) error = SwiGlu(Tensor(memory, DType::kF32, 1, 2), Tensor(memory + 2, DType::kF32, 1, 1), {});
+  if (error == cudaSuccess)
+    error = SwiGlu(Tensor(memory, DType::kF32, 1, 2), Tensor(memory + 2, DType::kF32, 1, 1), {});
   if (error == cudaSuccess) error = cudaMemcpy(result, memory + 2, sizeof(float), cudaMemcpyDeviceToHost);
   cudaFree(memory);
   return error;

@@ -10,7 +10,7 @@
 namespace lockstep::emulation {
 namespace {
 
-cudaError_t Run(unsigned blocks, unsigned threads, void (*kernel)(int*), int* out) {
+cudaError_t RunKernel(unsigned blocks, unsigned threads, void (*kernel)(int*), int* out) {
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(blocks, 1, 1);
   config.blockDim = dim3(threads, 1, 1);
@@ -29,7 +29,7 @@ TEST(FibersTest, ABarrierLetsAllThreadsSeeWhatAllWrote) {
   for (const Order order : {Order::kAscending, Order::kDescending, Order::kShuffled}) {
     SetOrder(order);
     std::vector<int> out(3 * 128, -1);
-    ASSERT_EQ(Run(3, 128, ReverseKernel, out.data()), cudaSuccess);
+    ASSERT_EQ(RunKernel(3, 128, ReverseKernel, out.data()), cudaSuccess);
     for (int i = 0; i < 3 * 128; ++i) EXPECT_EQ(out[static_cast<size_t>(i)], 127 - i % 128);
   }
   SetOrder(Order::kAscending);
@@ -44,9 +44,9 @@ __global__ void WithoutABarrierKernel(int* out) {
 TEST(FibersTest, AMissingBarrierShowsInTheOrders) {
   std::vector<int> ascending(2 * 32), descending(2 * 32);
   SetOrder(Order::kAscending);
-  ASSERT_EQ(Run(2, 32, WithoutABarrierKernel, ascending.data()), cudaSuccess);
+  ASSERT_EQ(RunKernel(2, 32, WithoutABarrierKernel, ascending.data()), cudaSuccess);
   SetOrder(Order::kDescending);
-  ASSERT_EQ(Run(2, 32, WithoutABarrierKernel, descending.data()), cudaSuccess);
+  ASSERT_EQ(RunKernel(2, 32, WithoutABarrierKernel, descending.data()), cudaSuccess);
   SetOrder(Order::kAscending);
   EXPECT_NE(ascending, descending);
 }
@@ -61,7 +61,7 @@ __global__ void ShuffleKernel(int* out) {
 
 TEST(FibersTest, ShufflesStayInTheirMaskAndBallotsCount) {
   std::vector<int> out(64);
-  ASSERT_EQ(Run(1, 64, ShuffleKernel, out.data()), cudaSuccess);
+  ASSERT_EQ(RunKernel(1, 64, ShuffleKernel, out.data()), cudaSuccess);
   for (int i = 0; i < 64; ++i) {
     const int first = i / 8 * 8;
     EXPECT_EQ(out[static_cast<size_t>(i)], (8 * first + 28) * 100 + 16);
@@ -73,12 +73,12 @@ __global__ void HalfOfThemWaitKernel(int* out) {
   __syncthreads();
 }
 
-__global__ void WrongMaskKernel(int* out) { *out = __shfl_xor_sync(0x0Fu, *out, 1); }
+__global__ void WrongMaskKernel(int* out) { *out = __shfl_sync(0x0Fu, *out, 0); }
 
 TEST(FibersDeathTest, WhatWouldHangAGpuEndsWithOneLine) {
   int out = 0;
-  EXPECT_DEATH(static_cast<void>(Run(1, 32, HalfOfThemWaitKernel, &out)), "a GPU would hang");
-  EXPECT_DEATH(static_cast<void>(Run(1, 32, WrongMaskKernel, &out)), "mask that does not name it");
+  EXPECT_DEATH(static_cast<void>(RunKernel(1, 32, HalfOfThemWaitKernel, &out)), "a GPU would hang");
+  EXPECT_DEATH(static_cast<void>(RunKernel(1, 32, WrongMaskKernel, &out)), "mask that does not name it");
 }
 
 TEST(FibersTest, ThreadsThatEndedDoNotHoldABarrierUp) {
@@ -88,13 +88,13 @@ TEST(FibersTest, ThreadsThatEndedDoNotHoldABarrierUp) {
     __syncthreads();
     if (threadIdx.x == 0) *to = 1;
   };
-  ASSERT_EQ(Run(1, 64, kernel, out.data()), cudaSuccess);
+  ASSERT_EQ(RunKernel(1, 64, kernel, out.data()), cudaSuccess);
   EXPECT_EQ(out[0], 1);
 }
 
 TEST(FibersTest, TooManyThreadsAreRefused) {
   int out = 0;
-  EXPECT_EQ(Run(1, 1025, ShuffleKernel, &out), cudaErrorInvalidValue);
+  EXPECT_EQ(RunKernel(1, 1025, ShuffleKernel, &out), cudaErrorInvalidValue);
 }
 
 }  // namespace
