@@ -75,9 +75,9 @@ TEST(CudaSamplingTest, GreedyTakesTheLargestAndOfEqualOnesTheFirst) {
 TEST(CudaSamplingTest, TopKAndTopPKeepWhatTheCpuKeeps) {
   for (const int64_t vocabulary : {1, 9, 700}) {
     const std::vector<float> logits = Logits(vocabulary, 3, 3);
-    for (const uint32_t top_k : {0u, 1u, 4u, 50u}) {
-      for (const float top_p : {0.05f, 0.6f, 0.95f, 1.0f}) {
-        ExpectTheSameDraws(logits, {.temperature = 0.9f, .top_p = top_p, .top_k = top_k}, 4);
+    for (const uint32_t top_k : {0u, 1u, 50u}) {
+      for (const float top_p : {0.05f, 0.95f, 1.0f}) {
+        ExpectTheSameDraws(logits, {.temperature = 0.9f, .top_p = top_p, .top_k = top_k}, 2);
       }
     }
   }
@@ -86,19 +86,19 @@ TEST(CudaSamplingTest, TopKAndTopPKeepWhatTheCpuKeeps) {
 TEST(CudaSamplingTest, OfEqualLogitsTheLowestIdsAreKept) {
   std::vector<float> logits = Logits(600, 4, 1);
   for (float& logit : logits) logit = std::round(logit * 2) / 2;  // many ties, -0 among them
-  for (const uint32_t top_k : {3u, 40u, 300u}) {
+  for (const uint32_t top_k : {3u, 300u}) {
     for (const float top_p : {0.3f, 0.9f, 1.0f}) {
-      ExpectTheSameDraws(logits, {.temperature = 1, .top_p = top_p, .top_k = top_k}, 4);
+      ExpectTheSameDraws(logits, {.temperature = 1, .top_p = top_p, .top_k = top_k}, 2);
     }
   }
-  ExpectTheSameDraws(std::vector<float>(500, 1.25f), {.temperature = 1, .top_p = 0.5f}, 6);
+  ExpectTheSameDraws(std::vector<float>(500, 1.25f), {.temperature = 1, .top_p = 0.5f}, 3);
 }
 
 TEST(CudaSamplingTest, TheOrderOfTurnsDoesNotEnter) {
   const std::vector<float> logits = Logits(1100, 5, 2);
   cuda::InEveryOrder([&] {
     ExpectTheSameDraws(logits, {.temperature = 1}, 4);
-    ExpectTheSameDraws(logits, {.temperature = 1, .top_p = 0.8f, .top_k = 100}, 2);
+    ExpectTheSameDraws(logits, {.temperature = 1, .top_p = 0.8f, .top_k = 100}, 1);
     ExpectTheSameDraws(logits, {.temperature = 0}, 1);
   });
 }

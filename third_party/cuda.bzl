@@ -15,19 +15,25 @@ def _cuda_object_impl(ctx):
     stem = source.basename[:-len(".cu")]
     object_file = ctx.actions.declare_file(stem + ".o")
     report = ctx.actions.declare_file(stem + ".ptxas")
+    ptx = ctx.actions.declare_file(stem + ".ptx")
     headers = [dep[CcInfo].compilation_context.headers for dep in ctx.attr.deps]
-    arguments = ["-optf", ctx.file._flags.path, "-I.", "-c", source.path, "-o", object_file.path]
     ctx.actions.run_shell(
         inputs = depset([source, ctx.file._flags], transitive = headers),
-        outputs = [object_file, report],
+        outputs = [object_file, report, ptx],
         # ptxas prints its compile times too; the report is to depend on the sources alone.
         command = """
-log=$({nvcc} {arguments} 2>&1) || {{ echo "$log" >&2; exit 1; }}
+keep=$(mktemp -d) || exit 1
+trap 'rm -rf "$keep"' EXIT
+log=$({nvcc} -optf {flags} --keep --keep-dir "$keep" -I. -c {source} -o {object} 2>&1) || {{ echo "$log" >&2; exit 1; }}
 echo "$log" | grep -v 'Compile time' > {report}
+cat $(grep -l '^.target sm_80' "$keep"/*.ptx) > {ptx}
 """.format(
             nvcc = CUDA_HOME + "/bin/nvcc",
-            arguments = " ".join(["'%s'" % argument for argument in arguments]),
+            flags = ctx.file._flags.path,
+            source = source.path,
+            object = object_file.path,
             report = report.path,
+            ptx = ptx.path,
         ),
         env = {"LOCKSTEP_NVCC_VERSION": CUDA_VERSION},  # another compiler is another action
         mnemonic = "Nvcc",
@@ -36,7 +42,7 @@ echo "$log" | grep -v 'Compile time' > {report}
     )
     return [
         DefaultInfo(files = depset([object_file])),
-        OutputGroupInfo(ptxas = depset([report])),
+        OutputGroupInfo(ptxas = depset([report]), ptx = depset([ptx])),
     ]
 
 _cuda_object = rule(
@@ -52,7 +58,7 @@ def cuda_library(name, srcs, hdrs, deps):
     """A cc_library of device code. No targets without a toolkit.
 
     Args:
-      name: of the cc_library; NAME_ptxas are the reports of `ptxas -v`, one a source.
+      name: of the cc_library; NAME_ptxas are the reports of `ptxas -v`, NAME_ptx the intermediate code, one a source.
       srcs: .cu files.
       hdrs: headers of the launchers (.h) and of the device code (.cuh).
       deps: cc_library targets whose headers the sources include.
@@ -77,11 +83,12 @@ def cuda_library(name, srcs, hdrs, deps):
             "@cuda//:cudart",
         ],
     )
-    native.filegroup(
-        name = name + "_ptxas",
-        srcs = objects,
-        output_group = "ptxas",
-    )
+    for group in ["ptxas", "ptx"]:
+        native.filegroup(
+            name = "%s_%s" % (name, group),
+            srcs = objects,
+            output_group = group,
+        )
 
 def if_cuda(rule, name, **kwargs):
     """The target rule(name, **kwargs) where there is a toolkit, none where there is not."""

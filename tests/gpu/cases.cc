@@ -113,6 +113,12 @@ void Report(const char* name, const char* dtype, const Memory& memory) {
   std::printf("\n");
 }
 
+std::string Sized(const char* name, int64_t size) {
+  char text[64];
+  std::snprintf(text, sizeof(text), "%s_%" PRId64, name, size);
+  return text;
+}
+
 void Embeddings(DType dtype) {
   const int64_t tokens = 37, vocabulary = 11, d = 130;
   const std::vector<int32_t> ids = Ids(tokens, vocabulary, 1);
@@ -129,21 +135,20 @@ void Embeddings(DType dtype) {
 
 void Norms(DType dtype) {
   for (const int64_t d : {24, 100, 2051}) {
-    const std::string size = "_" + std::to_string(d);
     const int64_t rows = 5;
     const DeviceMatrix x(dtype, rows, d, 1), delta(dtype, rows, d, 2), weight(dtype, 1, d, 3), sum(dtype, rows, d, 4),
         out(dtype, rows, d, 5), d_weight(DType::kF32, 1, d, 6), d_x(dtype, rows, d, 7);
     const Memory rstd(sizeof(float) * rows);
     const Memory scratch(sizeof(float) * static_cast<size_t>(RmsNormBackwardScratch(rows, d)));
     Must(RmsNorm(x.view, delta.view, weight.view, 1e-6f, sum.view, out.view, rstd.As<float>(), {}), "rms_norm");
-    Report(("rms_norm_sum" + size).c_str(), Name(dtype), sum.memory);
-    Report(("rms_norm" + size).c_str(), Name(dtype), out.memory);
-    Report(("rms_norm_rstd" + size).c_str(), Name(dtype), rstd);
+    Report(Sized("rms_norm_sum", d).c_str(), Name(dtype), sum.memory);
+    Report(Sized("rms_norm", d).c_str(), Name(dtype), out.memory);
+    Report(Sized("rms_norm_rstd", d).c_str(), Name(dtype), rstd);
     Must(RmsNormBackward(out.view, sum.view, weight.view, rstd.As<float>(), delta.view, d_x.view, d_weight.view,
                          scratch.As<float>(), {}),
          "rms_norm_backward");
-    Report(("rms_norm_backward" + size).c_str(), Name(dtype), d_x.memory);
-    Report(("rms_norm_d_weight" + size).c_str(), Name(dtype), d_weight.memory);
+    Report(Sized("rms_norm_backward", d).c_str(), Name(dtype), d_x.memory);
+    Report(Sized("rms_norm_d_weight", d).c_str(), Name(dtype), d_weight.memory);
   }
 }
 

@@ -179,22 +179,15 @@ __device__ double MassFrom(const Row& row, const Head& head, uint32_t key, float
   return key <= head.key ? mass + static_cast<double>(tie) * static_cast<double>(head.ties) : mass;
 }
 
-// Mass of a token with this key, to all threads; 0 where no token has it.
-__device__ float MassOfKey(const Row& row, uint32_t key, float largest, Shared& shared) {
-  if (threadIdx.x == 0) shared.values[0] = 0;
-  __syncthreads();
-  for (int64_t v = threadIdx.x; v < row.vocab_size; v += kThreads) {
-    if (KeyOf(row.logits[v]) == key) shared.values[0] = row.Mass(v, largest);  // all write the same
-  }
-  __syncthreads();
-  const float mass = shared.values[0];
-  __syncthreads();
-  return mass;
+// Mass of a token that has this key.
+__device__ float MassOfKey(const Row& row, uint32_t key, float largest) {
+  const float logit = std::bit_cast<float>((key >> 31) != 0 ? key & 0x7FFFFFFFu : ~key);
+  return Exp(ScalarLane::Min(logit * row.inverse_temperature - largest, 0.0f));
 }
 
 // The smallest head of `head` with top_p of its mass.
 __device__ Head TopP(const Row& row, const Head& head, float top_p, float largest, Shared& shared) {
-  const float tie = MassOfKey(row, head.key, largest, shared);
+  const float tie = head.ties > 0 ? MassOfKey(row, head.key, largest) : 0.0f;
   const double wanted = static_cast<double>(top_p) * MassFrom(row, head, 0, largest, tie, shared);
   uint32_t key = 0;
   for (int bit = 31; bit >= 0; --bit) {
@@ -203,7 +196,7 @@ __device__ Head TopP(const Row& row, const Head& head, float top_p, float larges
   }
   if (key < head.key) return head;
   const double above = key == 0xFFFFFFFFu ? 0 : MassFrom(row, head, key + 1, largest, tie, shared);
-  const float own = MassOfKey(row, key, largest, shared);
+  const float own = MassOfKey(row, key, largest);
   const int64_t equal = key == head.key ? head.ties : CountFrom(row, key, shared) - CountFrom(row, key + 1, shared);
   int64_t ties = 1;
   while (ties < equal && above + static_cast<double>(ties) * static_cast<double>(own) < wanted) ++ties;
