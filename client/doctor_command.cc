@@ -74,7 +74,7 @@ void CheckMemoryAndDisk(Report& report) {
 
 void CheckPrograms(Report& report) {
   for (const char* name : {"lockstep_rollout_server", "lockstep_learner", "lockstep_tokenize", "lockstep_score",
-                           "lockstep_grade", "lockstep_make_model"}) {
+                           "lockstep_grade", "lockstep_make_model", "lockstep_mismatch"}) {
     const absl::StatusOr<std::string> path = FindBinary(name);
     if (path.ok()) {
       report.Good(name, *path);

@@ -29,7 +29,8 @@ if ! [[ $seed =~ ^[0-9]+$ ]]; then
 fi
 
 targets=(//client:lockstep //engine/tokenizer:lockstep_tokenize //learner:lockstep_learner //learner:lockstep_grade
-  //learner:lockstep_score //learner:lockstep_make_model //rollout_server:lockstep_rollout_server
+  //learner:lockstep_score //learner:lockstep_make_model //learner:lockstep_mismatch
+  //rollout_server:lockstep_rollout_server
   //learner/tasks:make_arithmetic)
 if ((build)); then
   deploy/install_deps.sh

@@ -41,7 +41,7 @@ RewardClient::RewardClient(const RewardClientOptions& options, MetricsRegistry* 
 
 RewardClient::~RewardClient() {
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     stopping_ = true;
     for (grpc::ClientContext* call : calls_) call->TryCancel();
     changed_.SignalAll();
@@ -71,7 +71,7 @@ absl::Status RewardClient::Connect() {
 }
 
 void RewardClient::Submit(uint64_t key, std::vector<v1::RewardSample> samples) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   queue_.push_back({key, std::move(samples)});
   ++pending_;
   changed_.SignalAll();
@@ -79,7 +79,7 @@ void RewardClient::Submit(uint64_t key, std::vector<v1::RewardSample> samples) {
 
 std::optional<RewardClient::Scored> RewardClient::Next(absl::Duration wait) {
   const absl::Time deadline = absl::Now() + wait;
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   while (scored_.empty()) {
     if (changed_.WaitWithDeadline(&mutex_, deadline) && scored_.empty()) return std::nullopt;
   }
@@ -90,12 +90,12 @@ std::optional<RewardClient::Scored> RewardClient::Next(absl::Duration wait) {
 }
 
 size_t RewardClient::pending() const {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   return pending_;
 }
 
 std::string RewardClient::trouble() const {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   if (away_since_ == absl::InfiniteFuture()) return "";
   const bool waits = absl::Now() - away_since_ < options_.timeout;
   return absl::StrCat("the reward service ", options_.address, " is away since ",
@@ -108,7 +108,7 @@ void RewardClient::Run() {
   while (true) {
     Work work;
     {
-      absl::MutexLock lock(&mutex_);
+      MutexLock lock(&mutex_);
       while (queue_.empty() && !stopping_) changed_.Wait(&mutex_);
       if (stopping_) return;
       work = std::move(queue_.front());
@@ -125,7 +125,7 @@ void RewardClient::Run() {
       ScoreBatch(work.samples, begin, end, &scored.rewards);
       begin = end;
     }
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     scored_.push_back(std::move(scored));
     changed_.SignalAll();
   }
@@ -159,7 +159,7 @@ absl::StatusOr<v1::ScoreSamplesResponse> RewardClient::Call(const v1::ScoreSampl
   while (true) {
     v1::ScoreSamplesResponse response;
     const grpc::Status status = CallOnce(request, &response);
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     if (stopping_) return absl::CancelledError("the learner ends");
     if (status.error_code() != grpc::StatusCode::UNAVAILABLE) {
       away_since_ = absl::InfiniteFuture();
@@ -188,12 +188,12 @@ grpc::Status RewardClient::CallOnce(const v1::ScoreSamplesRequest& request, v1::
   grpc::ClientContext context;
   SetDeadline(context, absl::ToDoubleSeconds(options_.timeout));
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     if (stopping_) return grpc::Status::CANCELLED;
     calls_.insert(&context);
   }
   const grpc::Status status = stub_->ScoreSamples(&context, request, response);
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   calls_.erase(&context);
   return status;
 }

@@ -20,9 +20,9 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "engine/base/metrics.h"
+#include "engine/base/mutex.h"
 #include "proto/reward.grpc.pb.h"
 
 namespace lockstep {
@@ -81,8 +81,8 @@ class RewardClient {
   std::unique_ptr<v1::RewardService::Stub> stub_;
   size_t max_batch_ = kMaxRewardBatch;
 
-  mutable absl::Mutex mutex_;
-  absl::CondVar changed_;
+  mutable Mutex mutex_;
+  CondVar changed_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::set<grpc::ClientContext*> calls_ ABSL_GUARDED_BY(mutex_);  // in progress
   std::deque<Work> queue_ ABSL_GUARDED_BY(mutex_);

@@ -37,7 +37,7 @@ RolloutClient::RolloutClient(const RolloutClientOptions& options, const std::vec
 RolloutClient::~RolloutClient() {
   std::vector<std::thread*> threads;
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     stopping_ = true;
     for (auto& server : servers_) {
       if (server->context != nullptr) server->context->TryCancel();
@@ -49,7 +49,7 @@ RolloutClient::~RolloutClient() {
 }
 
 void RolloutClient::AddServer(const std::string& address) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   for (auto& server : servers_) {
     if (server->address == address) {
       server->retry_now = true;
@@ -65,7 +65,7 @@ void RolloutClient::AddServer(const std::string& address) {
 
 absl::Status RolloutClient::WaitForServers(absl::Duration timeout) {
   const absl::Time deadline = absl::Now() + timeout;
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   while (true) {
     size_t connected = 0;
     for (const auto& server : servers_) connected += server->connected ? 1 : 0;
@@ -81,7 +81,7 @@ absl::Status RolloutClient::WaitForServers(absl::Duration timeout) {
 }
 
 std::vector<std::string> RolloutClient::LiveAddresses() {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   std::vector<std::string> addresses;
   for (const auto& server : servers_) {
     if (server->connected) addresses.push_back(server->address);
@@ -90,7 +90,7 @@ std::vector<std::string> RolloutClient::LiveAddresses() {
 }
 
 void RolloutClient::SetWeights(const WeightStamp& stamp, const std::vector<std::string>& updated) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   required_ = stamp;
   weights_known_ = true;
   for (auto& server : servers_) {
@@ -100,7 +100,7 @@ void RolloutClient::SetWeights(const WeightStamp& stamp, const std::vector<std::
 }
 
 void RolloutClient::Submit(v1::Group group) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   const uint64_t group_id = group.group_id();
   groups_.emplace(group_id, PendingGroup{GroupAssembly(std::move(group), options_.routing), "", 0});
   queue_.push_back(group_id);
@@ -109,7 +109,7 @@ void RolloutClient::Submit(v1::Group group) {
 
 absl::StatusOr<SampleGroup> RolloutClient::Next(absl::Duration timeout) {
   const absl::Time deadline = absl::Now() + timeout;
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   while (finished_.empty()) {
     if (!fatal_.ok()) return fatal_;
     const absl::Time now = absl::Now();
@@ -127,7 +127,7 @@ absl::StatusOr<SampleGroup> RolloutClient::Next(absl::Duration timeout) {
 }
 
 std::vector<v1::RolloutServerStatus> RolloutClient::ServerStatuses() {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   std::vector<v1::RolloutServerStatus> statuses;
   for (const auto& server : servers_) {
     v1::RolloutServerStatus status;
@@ -142,7 +142,7 @@ std::vector<v1::RolloutServerStatus> RolloutClient::ServerStatuses() {
 }
 
 uint32_t RolloutClient::samples_done() {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   uint32_t samples = 0;
   for (const auto& [group_id, group] : groups_) samples += group.assembly.samples_done();
   for (const SampleGroup& group : finished_) samples += static_cast<uint32_t>(group.samples.size());
@@ -183,7 +183,7 @@ void RolloutClient::Work(Server* server) {
     absl::Status status = Connect(server, &stub);
     if (status.ok()) status = BringToWeights(server);
     if (status.ok()) status = Serve(server, stub.get());
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     if (stopping_) return;
     const std::string error(status.message());
     if (error != server->last_error || server->failures == 0) {
@@ -216,7 +216,7 @@ absl::Status RolloutClient::Connect(Server* server, std::unique_ptr<v1::Rollout:
         absl::StrCat("it computes in ", info.dtype(), ", rollout.dtype is ", options_.dtype));
   }
   if (!refusal.ok()) return refusal;
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   server->stamp = {info.weight_epoch(), info.weight_version()};
   server->connected = true;
   SetState(server, State::kStale);
@@ -226,7 +226,7 @@ absl::Status RolloutClient::Connect(Server* server, std::unique_ptr<v1::Rollout:
 absl::Status RolloutClient::BringToWeights(Server* server) {
   while (true) {
     {
-      absl::MutexLock lock(&mutex_);
+      MutexLock lock(&mutex_);
       while (!stopping_ && !weights_known_) changed_.WaitWithTimeout(&mutex_, kTick);
       if (stopping_) return absl::CancelledError("the learner ends");
       if (server->stamp >= required_) return absl::OkStatus();
@@ -242,7 +242,7 @@ absl::Status RolloutClient::BringToWeights(Server* server) {
     const grpc::Status answer =
         v1::Rollout::NewStub(MakeChannel(server->address))->GetServerInfo(&context, v1::ServerInfoRequest(), &info);
     if (!answer.ok()) return ToAbslStatus(answer);
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     server->stamp = {info.weight_epoch(), info.weight_version()};
     LogInfo("rollout server ", server->address, " has caught up: epoch ", info.weight_epoch(), " version ",
             info.weight_version());
@@ -254,7 +254,7 @@ absl::Status RolloutClient::Serve(Server* server, v1::Rollout::Stub* stub) {
   SetDeadline(context, kStreamTimeoutSeconds);
   std::unique_ptr<Stream> stream = stub->Generate(&context);
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     server->context = &context;
     server->broken = false;
     server->credits = 0;
@@ -265,7 +265,7 @@ absl::Status RolloutClient::Serve(Server* server, v1::Rollout::Stub* stub) {
   while (true) {
     v1::GenerateRequest request;
     {
-      absl::MutexLock lock(&mutex_);
+      MutexLock lock(&mutex_);
       if (!NextRequest(server, &request)) break;
     }
     if (!stream->Write(request)) break;
@@ -273,7 +273,7 @@ absl::Status RolloutClient::Serve(Server* server, v1::Rollout::Stub* stub) {
   context.TryCancel();
   reader.join();
   const grpc::Status status = stream->Finish();
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   server->context = nullptr;
   std::vector<uint64_t> lost;
   for (const auto& [group_id, deadline] : server->in_flight) lost.push_back(group_id);
@@ -285,7 +285,7 @@ absl::Status RolloutClient::Serve(Server* server, v1::Rollout::Stub* stub) {
 void RolloutClient::Read(Server* server, Stream* stream) {
   v1::GenerateResponse response;
   while (stream->Read(&response)) {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     switch (response.kind_case()) {
       case v1::GenerateResponse::kCredits:
         server->credits += response.credits().groups();
@@ -307,7 +307,7 @@ void RolloutClient::Read(Server* server, Stream* stream) {
         break;
     }
   }
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   server->broken = true;
   changed_.SignalAll();
 }

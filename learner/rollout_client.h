@@ -23,9 +23,9 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "engine/base/metrics.h"
+#include "engine/base/mutex.h"
 #include "learner/group_assembly.h"
 #include "learner/trajectory.h"
 #include "proto/learner.pb.h"
@@ -119,8 +119,8 @@ class RolloutClient {
   const MetricCounter dispatched_;
   const MetricCounter duplicates_;
 
-  absl::Mutex mutex_;
-  absl::CondVar changed_;
+  Mutex mutex_;
+  CondVar changed_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   bool weights_known_ ABSL_GUARDED_BY(mutex_) = false;
   WeightStamp required_ ABSL_GUARDED_BY(mutex_);

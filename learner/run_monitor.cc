@@ -22,34 +22,34 @@ void RunMonitor::AddEvent() {
 }
 
 void RunMonitor::Publish(const std::function<void(v1::RunStatus&)>& change) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   change(status_);
   AddEvent();
 }
 
 void RunMonitor::Progress(const std::function<void(v1::RunStatus&)>& change) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   change(status_);
   if (absl::Now() - last_event_ >= absl::Seconds(1)) AddEvent();
 }
 
 bool RunMonitor::paused() const {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   return pause_ && !stop_;
 }
 
 bool RunMonitor::stop_requested() const {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   return stop_;
 }
 
 bool RunMonitor::checkpoint_requested() const {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   return checkpoints_done_ < checkpoints_asked_;
 }
 
 void RunMonitor::CheckpointDone(const absl::StatusOr<std::string>& path) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   checkpoints_done_ = checkpoints_asked_;
   checkpoint_ = path;
   changed_.SignalAll();
@@ -57,24 +57,24 @@ void RunMonitor::CheckpointDone(const absl::StatusOr<std::string>& path) {
 
 void RunMonitor::WaitForCommand(absl::Duration timeout) {
   const absl::Time deadline = absl::Now() + timeout;
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   while (commands_ == seen_commands_ && absl::Now() < deadline) changed_.WaitWithDeadline(&mutex_, deadline);
   seen_commands_ = commands_;
 }
 
 v1::RunStatus RunMonitor::status() const {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   return status_;
 }
 
 uint64_t RunMonitor::next_event() const {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   return next_event_;
 }
 
 std::vector<v1::RunStatus> RunMonitor::WaitForEvents(uint64_t* next, absl::Duration timeout) {
   const absl::Time deadline = absl::Now() + timeout;
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   while (*next >= next_event_ && absl::Now() < deadline) changed_.WaitWithDeadline(&mutex_, deadline);
   const uint64_t oldest = next_event_ - events_.size();
   if (*next < oldest) *next = oldest;
@@ -84,14 +84,14 @@ std::vector<v1::RunStatus> RunMonitor::WaitForEvents(uint64_t* next, absl::Durat
 }
 
 void RunMonitor::RequestPause(bool pause) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   pause_ = pause;
   ++commands_;
   changed_.SignalAll();
 }
 
 void RunMonitor::RequestStop() {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   stop_ = true;
   ++commands_;
   changed_.SignalAll();
@@ -99,7 +99,7 @@ void RunMonitor::RequestStop() {
 
 absl::StatusOr<std::string> RunMonitor::RequestCheckpoint(absl::Duration timeout) {
   const absl::Time deadline = absl::Now() + timeout;
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   const uint64_t mine = ++checkpoints_asked_;
   ++commands_;
   changed_.SignalAll();

@@ -12,8 +12,8 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "engine/base/mutex.h"
 #include "proto/learner.pb.h"
 
 namespace lockstep {
@@ -51,8 +51,8 @@ class RunMonitor {
   static constexpr size_t kMaxEvents = 256;
   void AddEvent() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
-  mutable absl::Mutex mutex_;
-  absl::CondVar changed_;
+  mutable Mutex mutex_;
+  CondVar changed_;
   v1::RunStatus status_ ABSL_GUARDED_BY(mutex_);
   std::deque<v1::RunStatus> events_ ABSL_GUARDED_BY(mutex_);
   uint64_t next_event_ ABSL_GUARDED_BY(mutex_) = 0;

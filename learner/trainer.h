@@ -42,24 +42,12 @@
 #include "learner/collectives.h"
 #include "learner/lora.h"
 #include "learner/loss_scaler.h"
+#include "learner/micro_batch.h"
 #include "learner/mismatch.h"
 #include "learner/objective.h"
 #include "proto/run_config.pb.h"
 
 namespace lockstep {
-
-struct TrainSample {
-  std::vector<int32_t> prompt;
-  std::vector<int32_t> response;
-  std::vector<float> log_mu;  // [response]; empty: supervised
-  float advantage = 0;
-  // Experts that the rollout chose for all positions but the last, [prompt + response - 1] rows of
-  // engine/model/routing.h; empty: unknown, the routers choose.
-  std::string routing;
-  // [response]; filled by the trainer where the objective needs them.
-  std::vector<float> log_pi_old;
-  std::vector<float> log_ref;
-};
 
 struct TrainerOptions {
   ModelConfig config;
@@ -136,14 +124,6 @@ class Trainer {
   explicit Trainer(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
-
-// Bytes of a token's routing (engine/model/routing.h) where learner.router_replay asks for it, else 0. INVALID_ARGUMENT
-// where the setting is unknown, or the model has no experts.
-absl::StatusOr<size_t> RoutingRowBytes(const std::string& router_replay, const ModelConfig& model);
-
-// Micro-batches as ranges [begin, end) of samples in order: as many samples as fit `max_tokens`; a sample that is
-// longer alone is one by itself.
-std::vector<std::pair<size_t, size_t>> PackMicroBatches(std::span<const TrainSample> samples, int64_t max_tokens);
 
 }  // namespace lockstep
 

@@ -92,6 +92,8 @@ const std::vector<FigureSpec>& StepFigureSpecs() {
       {"sequence_mask_fraction", "objective/sequence_mask_fraction"},
       {"reference_kl", "objective/reference_kl"},
       {"kl_loss", "objective/kl_loss"},
+      {"router_choices", "mismatch/router_choices"},
+      {"router_mismatch", "mismatch/router_mismatch"},
       {"extra_groups", "train/extra_groups"},
       {"no_signal_groups", "train/no_signal_groups"},
   };

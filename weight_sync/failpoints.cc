@@ -10,8 +10,8 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "absl/synchronization/mutex.h"
 #include "engine/base/log.h"
+#include "engine/base/mutex.h"
 
 namespace lockstep {
 namespace {
@@ -23,7 +23,7 @@ struct Failpoint {
 };
 
 struct Table {
-  absl::Mutex mutex;
+  Mutex mutex;
   std::map<std::string, Failpoint> points ABSL_GUARDED_BY(mutex);
 };
 
@@ -49,7 +49,7 @@ absl::Status SetFailpoints(const std::string& specification) {
     points[parts[0]] = point;
   }
   Table& table = GetTable();
-  absl::MutexLock lock(&table.mutex);
+  MutexLock lock(&table.mutex);
   mode.store(points.empty() ? kOff : kOn, std::memory_order_release);
   table.points = std::move(points);
   return absl::OkStatus();
@@ -68,7 +68,7 @@ bool FailpointFires(const char* name) {
   }
   if (current == kOff) return false;
   Table& table = GetTable();
-  absl::MutexLock lock(&table.mutex);
+  MutexLock lock(&table.mutex);
   const auto found = table.points.find(name);
   if (found == table.points.end()) return false;
   Failpoint& point = found->second;
@@ -80,7 +80,7 @@ bool FailpointFires(const char* name) {
 
 uint64_t FailpointFired(const std::string& name) {
   Table& table = GetTable();
-  absl::MutexLock lock(&table.mutex);
+  MutexLock lock(&table.mutex);
   const auto found = table.points.find(name);
   return found == table.points.end() ? 0 : found->second.fired;
 }

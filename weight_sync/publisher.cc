@@ -7,10 +7,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "engine/base/log.h"
 #include "engine/base/metrics.h"
+#include "engine/base/mutex.h"
 #include "proto/channel.h"
 #include "weight_sync/sync_metrics.h"
 #include "weight_sync/update_run.h"
@@ -30,12 +30,12 @@ class SourceService : public RendezvousService {
       : RendezvousService(std::move(table)), dtype_(dtype) {}
 
   std::shared_ptr<const WeightSnapshot> snapshot() const {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     return snapshot_;
   }
   void SetSnapshot(std::shared_ptr<const WeightSnapshot> snapshot) {
     std::shared_ptr<const WeightSnapshot> previous;
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     previous = std::exchange(snapshot_, std::move(snapshot));
   }
 
@@ -79,7 +79,7 @@ class SourceService : public RendezvousService {
   }
 
   const DType dtype_;
-  mutable absl::Mutex mutex_;
+  mutable Mutex mutex_;
   std::shared_ptr<const WeightSnapshot> snapshot_ ABSL_GUARDED_BY(mutex_);
 };
 
@@ -95,7 +95,7 @@ class Publisher : public WeightPublisher {
 
   v1::WeightSource::Service* service() override { return &service_; }
   void SetSourceAddress(const std::string& address) override {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     source_address_ = address;
   }
   absl::StatusOr<UpdateReport> Publish(uint64_t epoch, uint64_t version, ParamSource params,
@@ -121,8 +121,8 @@ class Publisher : public WeightPublisher {
   const std::shared_ptr<RendezvousTable> store_;
   SourceService service_;
   std::optional<SyncMetrics> metrics_;
-  absl::Mutex publish_mutex_;  // one Publish at a time; taken before mutex_
-  absl::Mutex mutex_;
+  Mutex publish_mutex_;  // one Publish at a time; taken before mutex_
+  Mutex mutex_;
   std::string source_address_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, std::shared_ptr<ServerPeer>> peers_ ABSL_GUARDED_BY(mutex_);
   std::set<std::string> quarantined_ ABSL_GUARDED_BY(mutex_);
@@ -163,7 +163,7 @@ absl::Status Combined(const UpdateReport& report) {
 
 absl::StatusOr<UpdateReport> Publisher::Publish(uint64_t epoch, uint64_t version, ParamSource params,
                                                 const std::vector<std::string>& addresses) {
-  absl::MutexLock publish_lock(&publish_mutex_);
+  MutexLock publish_lock(&publish_mutex_);
   const WeightId id{epoch, version};
   absl::Status status = Check(id, addresses);
   if (!status.ok()) return status;
@@ -180,7 +180,7 @@ absl::StatusOr<UpdateReport> Publisher::Publish(uint64_t epoch, uint64_t version
   run.budget = absl::Seconds(options_.sync.timeout_seconds());
   std::vector<std::string> excluded;
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     if (!addresses.empty() && source_address_.empty()) {
       return absl::FailedPreconditionError("SetSourceAddress must come before the first Publish");
     }
@@ -197,7 +197,7 @@ absl::StatusOr<UpdateReport> Publisher::Publish(uint64_t epoch, uint64_t version
   const std::vector<std::shared_ptr<ServerPeer>> peers = run.peers;
   UpdateOutcome outcome = RunUpdate(std::move(run));
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     for (size_t i = 0; i < peers.size(); ++i) {
       if (outcome.quarantined[i]) quarantined_.insert(peers[i]->address);
     }
@@ -245,7 +245,7 @@ absl::Status Publisher::CatchUp(const std::string& address) {
   request.set_timeout_ms(static_cast<uint64_t>(options_.sync.timeout_seconds() * 1e3));
   request.set_in_flight(options_.sync.in_flight());
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     if (source_address_.empty()) return absl::FailedPreconditionError("SetSourceAddress must come before CatchUp");
     request.set_source_address(source_address_);
     request.set_attempt(TakeAttempts());
@@ -266,7 +266,7 @@ absl::Status Publisher::CatchUp(const std::string& address) {
     return absl::Status(status.code(), absl::StrCat("rollout server ", address, " could not pull ",
                                                     ToString(snapshot->id), ": ", std::string(status.message())));
   }
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   quarantined_.erase(address);
   return absl::OkStatus();
 }

@@ -10,11 +10,11 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "engine/base/check.h"
 #include "engine/base/log.h"
 #include "engine/base/metrics.h"
+#include "engine/base/mutex.h"
 #include "proto/channel.h"
 #include "weight_sync/bucket_plan.h"
 #include "weight_sync/failpoints.h"
@@ -61,7 +61,7 @@ class Receiver : public v1::WeightReceiver::Service {
   ~Receiver() override {
     std::shared_ptr<Update> update;
     {
-      absl::MutexLock lock(&mutex_);
+      MutexLock lock(&mutex_);
       stop_ = true;
       wake_.SignalAll();
       update = std::move(update_);
@@ -102,7 +102,7 @@ class Receiver : public v1::WeightReceiver::Service {
   bool DigestsMatch(const Update& update) const;
   absl::StatusOr<double> Flip(Update& update, const std::string& in_flight);
   void SetRpc(Update& update, grpc::ServerContext* rpc) ABSL_LOCKS_EXCLUDED(mutex_) {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     update.rpc = rpc;
   }
   void Drop(const std::shared_ptr<Update>& update) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -112,8 +112,8 @@ class Receiver : public v1::WeightReceiver::Service {
   const ParamLayout layout_;
   const FlipWeights flip_;
   std::optional<SyncMetrics> metrics_;
-  absl::Mutex mutex_;
-  absl::CondVar wake_;
+  Mutex mutex_;
+  CondVar wake_;
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;
   ReceiverState state_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<Update> update_ ABSL_GUARDED_BY(mutex_);
@@ -124,7 +124,7 @@ Receiver::Applied Receiver::Apply(ReceiverEvent event, std::shared_ptr<Update> b
   std::shared_ptr<Update> dropped;
   Applied applied;
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     const bool mismatched = state_.state == UpdateState::kVerifying && !state_.digests_match;
     ReceiverTransition transition = Step(state_, event, absl::Now());
     state_ = std::move(transition.next);
@@ -159,7 +159,7 @@ void Receiver::Drop(const std::shared_ptr<Update>& update) {
   if (update == nullptr) return;
   std::shared_ptr<WeightTransport> transport;
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     transport = std::move(update->transport);
     update->fetch.TryCancel();
   }
@@ -172,7 +172,7 @@ void Receiver::Watch() {
   while (true) {
     ReceiverEvent event;  // kTick
     {
-      absl::MutexLock lock(&mutex_);
+      MutexLock lock(&mutex_);
       if (stop_) return;
       if (!state_.busy()) {
         wake_.Wait(&mutex_);
@@ -241,7 +241,7 @@ absl::Status Receiver::Join(Update& update, const v1::ReceiveBuckets& request) {
         return MakeGrpcRendezvousStore(MakeChannel(address), {prefix, timeout, std::move(cancelled)});
       });
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     if (update_.get() != &update) return absl::CancelledError("the update was dropped");
     update.transport = transport;
   }

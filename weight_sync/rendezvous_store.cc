@@ -119,7 +119,7 @@ absl::Status RendezvousTable::Set(const std::string& key, const std::string& val
     return absl::InvalidArgumentError(absl::StrCat("rendezvous entry of ", key.size(), " key and ", value.size(),
                                                    " value bytes; limits are ", kMaxKeyBytes, " and ", kMaxValueBytes));
   }
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   if (values_.size() >= kMaxKeys && values_.find(key) == values_.end()) {
     return absl::ResourceExhaustedError(
         absl::StrCat("rendezvous table holds ", kMaxKeys, " keys, its limit; old groups have not been erased"));
@@ -132,7 +132,7 @@ absl::Status RendezvousTable::Set(const std::string& key, const std::string& val
 absl::StatusOr<std::string> RendezvousTable::Get(const std::string& key, absl::Duration timeout,
                                                  const std::function<bool()>& cancelled) {
   const absl::Time deadline = absl::Now() + std::min(timeout, kMaxWait);
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   while (true) {
     if (closed_) return absl::CancelledError("the rendezvous table is closed");
     const auto found = values_.find(key);
@@ -145,19 +145,19 @@ absl::StatusOr<std::string> RendezvousTable::Get(const std::string& key, absl::D
 }
 
 void RendezvousTable::ErasePrefix(const std::string& prefix) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   auto it = values_.lower_bound(prefix);
   while (it != values_.end() && it->first.compare(0, prefix.size(), prefix) == 0) it = values_.erase(it);
 }
 
 void RendezvousTable::Close() {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   closed_ = true;
   changed_.SignalAll();
 }
 
 size_t RendezvousTable::size() const {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   return values_.size();
 }
 

@@ -21,8 +21,8 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "engine/base/mutex.h"
 #include "proto/weight_sync.grpc.pb.h"
 
 namespace lockstep {
@@ -47,8 +47,8 @@ class RendezvousTable {
   size_t size() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
-  mutable absl::Mutex mutex_;
-  absl::CondVar changed_;
+  mutable Mutex mutex_;
+  CondVar changed_;
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
   std::map<std::string, std::string> values_ ABSL_GUARDED_BY(mutex_);
 };

@@ -6,10 +6,10 @@
 #include <string>
 #include <vector>
 
-#include "absl/synchronization/mutex.h"
 #include "engine/base/check.h"
 #include "engine/base/digest.h"
 #include "engine/base/metrics.h"
+#include "engine/base/mutex.h"
 #include "proto/channel.h"
 #include "weight_sync/publisher.h"
 #include "weight_sync/receiver.h"
@@ -79,17 +79,17 @@ class RolloutEnd {
   std::shared_ptr<const Weights> weights() const { return store_.current(); }
   MetricsRegistry& metrics() { return metrics_; }
   std::string in_flight() {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     return in_flight_;
   }
   void FailNextFlip(absl::Status status) {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     next_flip_ = std::move(status);
   }
 
  private:
   absl::StatusOr<double> Flip(std::shared_ptr<const Weights> weights, const std::string& in_flight) {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     in_flight_ = in_flight;
     absl::Status status = std::exchange(next_flip_, absl::OkStatus());
     if (status.ok()) status = store_.Publish(std::move(weights));
@@ -99,7 +99,7 @@ class RolloutEnd {
 
   MetricsRegistry metrics_{"rollout"};
   WeightStore store_;
-  absl::Mutex mutex_;
+  Mutex mutex_;
   std::string in_flight_ ABSL_GUARDED_BY(mutex_);
   absl::Status next_flip_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<v1::WeightReceiver::Service> service_;

@@ -11,9 +11,9 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "engine/base/check.h"
+#include "engine/base/mutex.h"
 #include "weight_sync/failpoints.h"
 #include "weight_sync/gloo_group.h"
 #include "weight_sync/transport.h"
@@ -43,7 +43,7 @@ class GlooTransport : public WeightTransport {
     if (!context.ok()) return closed_ ? Closed() : context.status();
     rank_ = group.rank;
     size_ = group.size;
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     context_ = *std::move(context);
     return closed_ ? Closed() : absl::OkStatus();
   }
@@ -64,7 +64,7 @@ class GlooTransport : public WeightTransport {
 
   void Close() override {
     closed_ = true;
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     if (active_ != nullptr) {
       active_->abortWaitRecv();
       active_->abortWaitSend();  // the thread in Transfer closes the connections
@@ -87,7 +87,7 @@ class GlooTransport : public WeightTransport {
     std::shared_ptr<gloo::Context> context;
     std::unique_ptr<gloo::transport::UnboundBuffer> buffer;
     absl::Status status = CatchGloo(what, [&] {
-      absl::MutexLock lock(&mutex_);
+      MutexLock lock(&mutex_);
       if (closed_ || context_ == nullptr) return;
       context = context_;
       buffer = context->createUnboundBuffer(data, bytes);
@@ -97,7 +97,7 @@ class GlooTransport : public WeightTransport {
     if (buffer == nullptr) return Closed();
     bool aborted = false;
     status = CatchGloo(what, [&] { aborted = !Tree(*buffer, bucket, deadline); });
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     active_ = nullptr;
     if (aborted || closed_ || !status.ok()) CloseConnections();
     // The destructor waits until no connection writes into `data` any more.
@@ -128,7 +128,7 @@ class GlooTransport : public WeightTransport {
   int rank_ = 0;
   int size_ = 1;
   std::atomic<bool> closed_{false};
-  absl::Mutex mutex_;
+  Mutex mutex_;
   std::shared_ptr<gloo::Context> context_ ABSL_GUARDED_BY(mutex_);
   gloo::transport::UnboundBuffer* active_ ABSL_GUARDED_BY(mutex_) = nullptr;
 };

@@ -9,9 +9,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "engine/base/log.h"
+#include "engine/base/mutex.h"
 #include "proto/channel.h"
 #include "weight_sync/failpoints.h"
 #include "weight_sync/transport.h"
@@ -28,13 +28,13 @@ using EventKind = SenderEvent::Kind;
 class EventQueue {
  public:
   void Push(SenderEvent event) {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     events_.push_back(std::move(event));
     changed_.Signal();
   }
   // The next event, or a tick when `deadline` has passed.
   SenderEvent Pop(absl::Time deadline) {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     while (events_.empty()) {
       if (changed_.WaitWithDeadline(&mutex_, deadline) && events_.empty()) return SenderEvent();
     }
@@ -44,8 +44,8 @@ class EventQueue {
   }
 
  private:
-  absl::Mutex mutex_;
-  absl::CondVar changed_;
+  Mutex mutex_;
+  CondVar changed_;
   std::deque<SenderEvent> events_ ABSL_GUARDED_BY(mutex_);
 };
 
@@ -59,7 +59,7 @@ struct Call {
 // What the answers left behind, written by gRPC's threads.
 struct Shared {
   EventQueue queue;
-  absl::Mutex mutex;
+  Mutex mutex;
   std::vector<double> pause_seconds ABSL_GUARDED_BY(mutex);
   int digest_mismatches ABSL_GUARDED_BY(mutex) = 0;
   int buckets_sent ABSL_GUARDED_BY(mutex) = 0;
@@ -74,7 +74,7 @@ struct Transfer {
 class Run {
  public:
   explicit Run(UpdateRunOptions options) : options_(std::move(options)) {
-    absl::MutexLock lock(&shared_->mutex);
+    MutexLock lock(&shared_->mutex);
     shared_->pause_seconds.resize(options_.peers.size());
   }
 
@@ -198,7 +198,7 @@ class Run {
       const uint64_t bytes = snapshot.plan.buckets[i].bytes;
       status = transport.Send(i, snapshot.BucketData(i), bytes, BucketDeadline(bytes, absl::Now(), deadline));
       if (status.ok()) {
-        absl::MutexLock lock(&shared_->mutex);
+        MutexLock lock(&shared_->mutex);
         ++shared_->buckets_sent;
       }
     }
@@ -223,7 +223,7 @@ class Run {
           }
           event.digests_match = mismatches == 0;
           if (status.ok()) {
-            absl::MutexLock lock(&shared->mutex);
+            MutexLock lock(&shared->mutex);
             shared->digest_mismatches += mismatches;
           }
           shared->queue.Push(std::move(event));
@@ -247,7 +247,7 @@ class Run {
     peer->control->async()->Commit(&call->context, &call->request, &call->response,
                                    [call, action, peer, shared = shared_](const grpc::Status& status) {
                                      if (status.ok()) {
-                                       absl::MutexLock lock(&shared->mutex);
+                                       MutexLock lock(&shared->mutex);
                                        shared->pause_seconds[static_cast<size_t>(action.server)] =
                                            call->response.pause_seconds();
                                      }
@@ -281,7 +281,7 @@ class Run {
     report.version = options_.snapshot->id.version;
     report.bytes = options_.snapshot->plan.total_bytes;
     report.seconds = absl::ToDoubleSeconds(absl::Now() - begun_);
-    absl::MutexLock lock(&shared_->mutex);
+    MutexLock lock(&shared_->mutex);
     outcome_.digest_mismatches = shared_->digest_mismatches;
     outcome_.buckets_sent = shared_->buckets_sent;
     for (size_t i = 0; i < options_.peers.size(); ++i) {

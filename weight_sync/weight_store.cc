@@ -8,14 +8,14 @@
 namespace lockstep {
 
 std::shared_ptr<const Weights> WeightStore::current() const {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   return current_;
 }
 
 absl::Status WeightStore::Publish(std::shared_ptr<const Weights> weights) {
   LOCKSTEP_CHECK(weights != nullptr, "WeightStore::Publish needs weights");
   std::shared_ptr<const Weights> previous;  // declared before the lock: freed, if nobody reads it, after the release
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   if (current_ != nullptr && (weights->epoch < current_->epoch ||
                               (weights->epoch == current_->epoch && weights->version <= current_->version))) {
     return absl::FailedPreconditionError(absl::StrCat("weights (epoch ", weights->epoch, ", version ", weights->version,

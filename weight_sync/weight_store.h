@@ -7,7 +7,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
-#include "absl/synchronization/mutex.h"
+#include "engine/base/mutex.h"
 #include "engine/model/model.h"
 
 namespace lockstep {
@@ -20,7 +20,7 @@ class WeightStore {
   absl::Status Publish(std::shared_ptr<const Weights> weights) ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
-  mutable absl::Mutex mutex_;
+  mutable Mutex mutex_;
   std::shared_ptr<const Weights> current_ ABSL_GUARDED_BY(mutex_);
 };
 

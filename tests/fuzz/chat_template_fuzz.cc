@@ -4,12 +4,14 @@
 //
 // fuzz sources: engine/base/json.cc engine/base/process.cc engine/tokenizer/byte_chars.cc
 // fuzz sources: engine/tokenizer/chat_template.cc engine/tokenizer/stream_decoder.cc
+// fuzz sources: engine/tokenizer/tokenizer.cc engine/tokenizer/bpe.cc engine/tokenizer/added_tokens.cc
+// fuzz sources: engine/tokenizer/pre_tokenizer.cc engine/tokenizer/post_processor.cc
 // fuzz sources: engine/tokenizer/jinja_builtins.cc engine/tokenizer/jinja_calls.cc
 // fuzz sources: engine/tokenizer/jinja_expressions.cc engine/tokenizer/jinja_filters.cc
 // fuzz sources: engine/tokenizer/jinja_interpreter.cc engine/tokenizer/jinja_lexer.cc
 // fuzz sources: engine/tokenizer/jinja_parser.cc engine/tokenizer/jinja_print.cc
 // fuzz sources: engine/tokenizer/jinja_strings.cc engine/tokenizer/jinja_value.cc
-// fuzz libraries: -lutf8proc -lpthread
+// fuzz libraries: -lpcre2-8 -lutf8proc -lpthread
 // fuzz seeds: tests/fuzz/seeds/chat_template/*.jinja
 #include <cstddef>
 #include <cstdint>

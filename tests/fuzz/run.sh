@@ -43,7 +43,7 @@ for name in "${names[@]}"; do
     cp "$seed" "$dir/corpus/seed-$((count++))"
   done
   echo "running $name for $seconds s from $count seeds"
-  if ! (cd "$dir" && "./$name" -max_total_time="$seconds" -max_len=65536 -rss_limit_mb=2048 -timeout=10 \
+  if ! (cd "$dir" && "./$name" -max_total_time="$seconds" -max_len=65536 -rss_limit_mb=2048 -timeout=30 \
     -print_final_stats=1 corpus >log 2>&1); then
     echo "FAILED: $name, see $dir/log and $dir/crash-*" >&2
     tail -n 30 "$dir/log" >&2

@@ -1,5 +1,12 @@
 // Responses and answers of any bytes: every verifier gives 0, 1 or an error, quickly, and an answer equals itself in
 // both directions. The input is response, a 0xff byte, answer.
+//
+// fuzz sources: learner/verifier/answer.cc learner/verifier/expression.cc learner/verifier/latex_lexer.cc
+// fuzz sources: learner/verifier/math_answer.cc learner/verifier/multiple_choice.cc learner/verifier/number.cc
+// fuzz sources: learner/verifier/same_answer.cc learner/verifier/units.cc learner/verifier/value.cc
+// fuzz sources: learner/verifier/verifier.cc
+// fuzz libraries: -lgmpxx -lgmp
+// fuzz seeds: tests/fuzz/seeds/verifier/*
 #include <cstdint>
 #include <cstdlib>
 #include <string>
