@@ -5,8 +5,10 @@ write_results() {
   local figure=$1 run done folders=()
   [[ $figure == mismatch ]] && return
   for run in ${members[$figure]}; do
-    [[ -s $dir/runs/$run/metrics.jsonl ]] || continue
-    folders+=("$dir/runs/$run")
+    [[ -s $dir/runs/$run/metrics.jsonl ]] && folders+=("$dir/runs/$run")
+  done
+  ((${#folders[@]} > 0)) || { echo "experiments: $figure has no run with a step yet" >&2; return; }
+  for run in "${folders[@]##*/}"; do
     done=false
     finished "$run" && done=true
     jq -s -c --argjson every "$every" -f "$here/results.jq" "$dir/runs/$run/metrics.jsonl" |
@@ -17,7 +19,7 @@ write_results() {
   jq -r '"{\"figure\": \"" + .figure + "\", \"runs\": [", (.runs | to_entries[] | (if .key > 0 then "," else " " end) + (.value | tojson)), "]}"' \
     "$results/$figure.json.part" > "$results/$figure.json" && rm "$results/$figure.json.part"
   echo "results: $results/$figure.json"
-  if command -v gnuplot > /dev/null && ((${#folders[@]} > 0)); then
+  if command -v gnuplot > /dev/null; then
     "$here/plot.sh" "$results/$figure.json" "$pictures/$figure.svg" && echo "curves: $pictures/$figure.svg"
     "$lockstep" report "${folders[@]}" --out="$dir/$figure.html" --name="experiments/run $figure" > "$dir/$figure.report.log" 2>&1 &&
       echo "report: $dir/$figure.html" || echo "report: $(tail -n 1 "$dir/$figure.report.log")" >&2
@@ -34,11 +36,12 @@ run_mismatch() {
   run_job mismatch "$dir/mismatch.log" "$lockstep" mismatch --model="$dir/models/dense/base" \
     --prompts="$dir/models/dense/perfectible.jsonl" --limit="$limit" --n="$samples" --max_tokens=200 --sample=own \
     --pairs="$mismatch_pairs" --points=400 --threads=1 --out="$out" || return
-  cp "$out/mismatch.json" "$results/mismatch.json" || return
+  # Without its points, which are 20 times the rest.
+  jq 'del(.pairs[] | .token_points, .sequence_points)' "$out/mismatch.json" > "$results/mismatch.json" || return
   mkdir -p "$pictures"
   local picture
-  for picture in sequences tokens-bf16-fp32 tokens-fp16-fp32; do
-    [[ -f $out/$picture.svg ]] && cp "$out/$picture.svg" "$pictures/"
+  for picture in sequences.png tokens-bf16-fp32.svg tokens-fp16-fp32.svg; do
+    [[ -f $out/$picture ]] && cp "$out/$picture" "$pictures/"
   done
   echo "results: $results/mismatch.json"
 }
