@@ -36,8 +36,7 @@ run_mismatch() {
   run_job mismatch "$dir/mismatch.log" "$lockstep" mismatch --model="$dir/models/dense/base" \
     --prompts="$dir/models/dense/perfectible.jsonl" --limit="$limit" --n="$samples" --max_tokens=200 --sample=own \
     --pairs="$mismatch_pairs" --points=400 --threads=1 --out="$out" || return
-  # Without its points, which are 20 times the rest.
-  jq 'del(.pairs[] | .token_points, .sequence_points)' "$out/mismatch.json" > "$results/mismatch.json" || return
+  jq -f "$here/mismatch.jq" "$out/mismatch.json" > "$results/mismatch.json" || return
   mkdir -p "$pictures"
   local picture
   for picture in sequences.png tokens-bf16-fp32.svg tokens-fp16-fp32.svg; do
