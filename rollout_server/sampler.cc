@@ -7,6 +7,7 @@
 
 #include "engine/base/check.h"
 #include "engine/base/philox.h"
+#include "engine/kernels/contract.h"
 #include "engine/kernels/cpu/vector_math.h"
 
 namespace lockstep {
@@ -14,7 +15,7 @@ namespace {
 
 using cpu::kLanes;
 // Tokens whose mass is summed as one; a draw walks at most one such block.
-constexpr int64_t kBlock = 256;
+constexpr int64_t kBlock = kSamplerBlock;
 
 // Masses exp(z - lse) of `count` tokens to `mass` (padded with zeros to whole lanes).
 void BlockMasses(const float* logits, int64_t count, float inverse_temperature, float lse, float* mass) {
@@ -51,8 +52,7 @@ int32_t ArgMax(const float* logits, int64_t vocab_size) {
 double DrawUniform(const DrawKey& key) {
   const std::array<uint32_t, 4> words =
       Philox4x32(key.seed, key.group_id, (uint64_t{key.sample_index} << 32) | key.token_index);
-  const uint64_t bits = ((uint64_t{words[0]} << 32) | words[1]) >> 12;  // 52 bits, so that + 0.5 is exact
-  return (static_cast<double>(bits) + 0.5) * 0x1p-52;
+  return UniformOpen52(words[0], words[1]);
 }
 
 bool AllFinite(const float* logits, int64_t vocab_size) {

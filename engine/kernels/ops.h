@@ -19,17 +19,13 @@
 #include <memory>
 #include <span>
 
+#include "engine/kernels/contract.h"
 #include "engine/kernels/packed_matrix.h"
 #include "engine/tensor/tensor.h"
 
 namespace lockstep {
 
 enum class Numerics : uint8_t { kMatched = 0, kNative = 1 };
-
-// Tokens a KV-cache page (block) holds.
-inline constexpr int64_t kPageTokens = 16;
-// Keys of one online-softmax step.
-inline constexpr int64_t kAttentionBlock = 128;
 
 struct AttentionShape {
   int64_t num_heads = 0;     // H

@@ -9,7 +9,7 @@
 namespace lockstep {
 namespace {
 
-constexpr int64_t kChunk = 65536;
+constexpr int64_t kChunk = kGradNormChunk;
 
 double ChunkSquares(const float* grad, int64_t n) {
   __m256d sum = _mm256_setzero_pd();
@@ -28,11 +28,7 @@ double ChunkSquares(const float* grad, int64_t n) {
 
 void AdamWStep(const AdamWParams& params, float* param, float* m, float* v, const float* grad, int64_t n,
                ThreadPool& pool) {
-  const double correction1 = 1.0 - std::pow(static_cast<double>(params.beta1), static_cast<double>(params.step));
-  const double correction2 = 1.0 - std::pow(static_cast<double>(params.beta2), static_cast<double>(params.step));
-  const float step_size = static_cast<float>(static_cast<double>(params.lr) / correction1);
-  const float inverse_sqrt2 = static_cast<float>(1.0 / std::sqrt(correction2));
-  const float keep = 1.0f - params.lr * params.weight_decay;
+  const auto [step_size, inverse_sqrt2, keep] = FactorsOf(params);
   pool.Run([&](int thread, int threads) {
     const auto [begin, end] = StaticSplit(n, kChunk, thread, threads);
     for (int64_t i = begin; i < end; ++i) {

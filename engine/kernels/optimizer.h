@@ -4,19 +4,11 @@
 
 #include <cstdint>
 
+#include "engine/kernels/adamw.h"
+#include "engine/kernels/contract.h"
 #include "engine/kernels/cpu/thread_pool.h"
 
 namespace lockstep {
-
-struct AdamWParams {
-  float lr = 0;
-  float beta1 = 0.9f;
-  float beta2 = 0.95f;
-  float eps = 1e-8f;
-  float weight_decay = 0;
-  int64_t step = 1;           // 1 for the first update: bias correction
-  float grad_multiplier = 1;  // unscale and clip factor in one
-};
 
 // torch.optim.AdamW (Loshchilov and Hutter 2019, decoupled decay), in place, with g = grad * grad_multiplier:
 //   p -= lr * weight_decay * p;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;
@@ -25,8 +17,8 @@ struct AdamWParams {
 void AdamWStep(const AdamWParams& params, float* param, float* m, float* v, const float* grad, int64_t n,
                ThreadPool& pool);
 
-// Sum of squares in double: chunks of 65,536 elements (4 lanes each, ascending), chunks summed in ascending order, so
-// the bits do not depend on the threads. Not finite exactly if an element is not finite.
+// Sum of squares in double: chunks of kGradNormChunk elements (4 lanes each, ascending), chunks summed in ascending
+// order, so the bits do not depend on the threads. Not finite exactly if an element is not finite.
 double GradNormSquared(const float* grad, int64_t n, ThreadPool& pool);
 
 }  // namespace lockstep

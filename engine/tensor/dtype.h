@@ -8,12 +8,9 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
+#include "engine/tensor/tensor_view.h"
 
 namespace lockstep {
-
-enum class DType : uint8_t { kF32 = 0, kF16 = 1, kBF16 = 2 };
-
-constexpr size_t DTypeSize(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
 
 // "fp32", "fp16", "bf16": the names of the run file.
 std::string_view DTypeName(DType dtype);

@@ -5,15 +5,11 @@
 #include <cstring>
 
 #include "engine/base/check.h"
+#include "engine/kernels/contract.h"
 #include "engine/kernels/cpu/for_rows.h"
 #include "engine/kernels/cpu/vector_math.h"
 
 namespace lockstep::cpu {
-namespace {
-
-constexpr int64_t kNormSlices = 64;
-
-}  // namespace
 
 void Embedding(CpuContext& context, std::span<const int32_t> ids, const PackedMatrix& table, const Tensor& out) {
   LOCKSTEP_CHECK(table.dtype() == out.dtype && out.cols == table.k(), "embedding table and output have one dtype");

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <span>
 
+#include "engine/kernels/contract.h"
 #include "engine/kernels/cpu/context.h"
 #include "engine/kernels/packed_matrix.h"
 #include "engine/tensor/tensor.h"
@@ -18,7 +19,6 @@
 namespace lockstep::cpu {
 
 inline constexpr int64_t kRowChunk = 512;
-inline constexpr int64_t kVocabularyChunk = 4096;
 
 void LogProb(CpuContext& context, const Tensor& x, const PackedMatrix& w, std::span<const int32_t> targets,
              float temperature, float* log_prob, float* entropy, float* lse);

@@ -7,73 +7,54 @@
 
 #include <cmath>
 #include <cstdint>
-#include <limits>
 
+#include "engine/kernels/polynomials.h"
 #include "engine/tensor/dtype.h"
 
 namespace lockstep::cpu {
 
 inline constexpr int64_t kLanes = 8;
 
-// exp(x) to about 1 ulp (Cephes' expf: x = n ln2 + r, degree-6 polynomial in r), FMA form. Below -87.3 it is 0,
-// above 88.7 +inf; NaN stays NaN.
-inline __m256 Exp(__m256 x) {
-  const __m256 low = _mm256_set1_ps(-87.33654f);
-  const __m256 high = _mm256_set1_ps(88.72283f);
-  const __m256 clamped = _mm256_max_ps(_mm256_min_ps(x, high), low);
-  const __m256 n = _mm256_round_ps(_mm256_mul_ps(clamped, _mm256_set1_ps(1.44269504088896341f)),
-                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), clamped);
-  r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
-  __m256 p = _mm256_set1_ps(1.9875691500e-4f);
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.3981999507e-3f));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(8.3334519073e-3f));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(4.1665795894e-2f));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.6666665459e-1f));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.0000001201e-1f));
-  p = _mm256_fmadd_ps(p, _mm256_mul_ps(r, r), _mm256_add_ps(r, _mm256_set1_ps(1.0f)));
-  // 2^n in two factors: n = 128 has no FP32 exponent of its own.
-  const __m256i whole = _mm256_cvtps_epi32(n);
-  const __m256i half = _mm256_srai_epi32(whole, 1);
-  const __m256i rest = _mm256_sub_epi32(whole, half);
-  const __m256i bias = _mm256_set1_epi32(127);
-  p = _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
-  p = _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
-  p = _mm256_andnot_ps(_mm256_cmp_ps(x, low, _CMP_LT_OQ), p);
-  p = _mm256_blendv_ps(p, _mm256_set1_ps(std::numeric_limits<float>::infinity()), _mm256_cmp_ps(x, high, _CMP_GT_OQ));
-  return _mm256_blendv_ps(p, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-}
+// The lanes of engine/kernels/polynomials.h in AVX2.
+struct Avx2Lanes {
+  using Float = __m256;
+  using Mask = __m256;
+  static Float Set(float c) { return _mm256_set1_ps(c); }
+  static Float Add(Float a, Float b) { return _mm256_add_ps(a, b); }
+  static Float Sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
+  static Float Mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
+  static Float Fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+  static Float NegFma(Float a, Float b, Float c) { return _mm256_fnmadd_ps(a, b, c); }
+  static Float Min(Float a, Float b) { return _mm256_min_ps(a, b); }
+  static Float Max(Float a, Float b) { return _mm256_max_ps(a, b); }
+  static Float Round(Float x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static Float HalfDown(Float n) {
+    return _mm256_round_ps(_mm256_mul_ps(n, _mm256_set1_ps(0.5f)), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  }
+  static Float PowerOfTwo(Float n) {
+    const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+  }
+  static Float Exponent(Float x) {
+    const __m256i biased = _mm256_srli_epi32(_mm256_castps_si256(x), 23);
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(biased, _mm256_set1_epi32(126)));
+  }
+  static Float Mantissa(Float x) {
+    const __m256i fraction = _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x007FFFFF));
+    return _mm256_castsi256_ps(_mm256_or_si256(fraction, _mm256_set1_epi32(0x3F000000)));
+  }
+  static Mask Less(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+  static Mask Greater(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
+  static Mask Equal(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
+  static Mask NotGreaterEqual(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_NGE_UQ); }
+  static Mask Unordered(Float x) { return _mm256_cmp_ps(x, x, _CMP_UNORD_Q); }
+  static Float Keep(Mask mask, Float v) { return _mm256_and_ps(mask, v); }
+  static Float Drop(Mask mask, Float v) { return _mm256_andnot_ps(mask, v); }
+  static Float Select(Mask mask, Float a, Float b) { return _mm256_blendv_ps(b, a, mask); }
+};
 
-// log(x) to about 1 ulp for positive normal x (Cephes' logf), FMA form; 0 gives -inf, negative NaN, +inf +inf.
-inline __m256 Log(__m256 x) {
-  const __m256i bits = _mm256_castps_si256(x);
-  __m256 e = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(bits, 23), _mm256_set1_epi32(126)));
-  __m256 m = _mm256_castsi256_ps(_mm256_or_si256(_mm256_and_si256(bits, _mm256_set1_epi32(0x007FFFFF)),
-                                                 _mm256_set1_epi32(0x3F000000)));  // [0.5, 1)
-  const __m256 small = _mm256_cmp_ps(m, _mm256_set1_ps(0.707106781186547524f), _CMP_LT_OQ);
-  e = _mm256_sub_ps(e, _mm256_and_ps(small, _mm256_set1_ps(1.0f)));
-  m = _mm256_add_ps(_mm256_sub_ps(m, _mm256_set1_ps(1.0f)), _mm256_and_ps(small, m));
-  const __m256 z = _mm256_mul_ps(m, m);
-  __m256 p = _mm256_set1_ps(7.0376836292e-2f);
-  p = _mm256_fmadd_ps(p, m, _mm256_set1_ps(-1.1514610310e-1f));
-  p = _mm256_fmadd_ps(p, m, _mm256_set1_ps(1.1676998740e-1f));
-  p = _mm256_fmadd_ps(p, m, _mm256_set1_ps(-1.2420140846e-1f));
-  p = _mm256_fmadd_ps(p, m, _mm256_set1_ps(1.4249322787e-1f));
-  p = _mm256_fmadd_ps(p, m, _mm256_set1_ps(-1.6668057665e-1f));
-  p = _mm256_fmadd_ps(p, m, _mm256_set1_ps(2.0000714765e-1f));
-  p = _mm256_fmadd_ps(p, m, _mm256_set1_ps(-2.4999993993e-1f));
-  p = _mm256_fmadd_ps(p, m, _mm256_set1_ps(3.3333331174e-1f));
-  p = _mm256_mul_ps(_mm256_mul_ps(p, m), z);
-  p = _mm256_fmadd_ps(e, _mm256_set1_ps(-2.12194440e-4f), p);
-  p = _mm256_fnmadd_ps(_mm256_set1_ps(0.5f), z, p);
-  __m256 result = _mm256_fmadd_ps(e, _mm256_set1_ps(0.693359375f), _mm256_add_ps(m, p));
-  const __m256 zero = _mm256_setzero_ps();
-  const __m256 infinity = _mm256_set1_ps(std::numeric_limits<float>::infinity());
-  result = _mm256_blendv_ps(result, infinity, _mm256_cmp_ps(x, infinity, _CMP_EQ_OQ));
-  result = _mm256_blendv_ps(result, _mm256_sub_ps(zero, infinity), _mm256_cmp_ps(x, zero, _CMP_EQ_OQ));
-  return _mm256_blendv_ps(result, _mm256_set1_ps(std::numeric_limits<float>::quiet_NaN()),
-                          _mm256_cmp_ps(x, zero, _CMP_NGE_UQ));
-}
+inline __m256 Exp(__m256 x) { return PolynomialExp<Avx2Lanes>(x); }
+inline __m256 Log(__m256 x) { return PolynomialLog<Avx2Lanes>(x); }
 
 inline float ExpScalar(float x) { return _mm256_cvtss_f32(Exp(_mm256_set1_ps(x))); }
 inline float LogScalar(float x) { return _mm256_cvtss_f32(Log(_mm256_set1_ps(x))); }

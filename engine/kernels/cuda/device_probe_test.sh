@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# The probe links, starts, and ends with one line: that a kernel ran, or that there is no device (exit 77), never a crash.
+set -uo pipefail
+output=$("$1" 2>&1)
+status=$?
+echo "$output"
+(($(wc -l <<< "$output") == 1)) || { echo "FAIL: more than one line"; exit 1; }
+case $status in
+  0) [[ $output == *"a kernel ran" ]] || { echo "FAIL: exit 0 without a kernel"; exit 1; } ;;
+  77) [[ $output == "no CUDA device: "* ]] || { echo "FAIL: exit 77 without a reason"; exit 1; } ;;
+  *) echo "FAIL: exit $status"; exit 1 ;;
+esac

@@ -1,0 +1,107 @@
+// Tests only: the part of CUDA that the kernels use, on the CPU, so that the same .cu files are compiled by the host's
+// compiler and run where there is no GPU. This folder comes first on the include path of an emulated build and takes
+// the place of the toolkit's headers of the same names; the sources have no #ifdef.
+//
+// How: one operating-system thread; blocks run one after the other; every thread of a block is a fiber with its own
+// stack, switched at barriers and shuffles (fibers.h). The order of fibers and blocks can be set, so that a missing
+// barrier shows as another result in one of the orders.
+//
+// What it shows: indexing, bounds (with AddressSanitizer), the order of every sum, rounding, barriers reached by all,
+// masks of shuffles that name the right threads, IEEE arithmetic to the bit. What it cannot show: that nvcc's code does
+// the same (contraction and IEEE division are a matter of flags); anything about time: coalescing, bank conflicts,
+// occupancy, registers; races between warps that run truly at once (an order of fibers is one interleaving at barriers
+// only), or memory order between them; shared memory that is read before it is written (it keeps what the last block
+// left); limits of a launch (shared memory, threads) beyond the checked ones; tensor cores and asynchronous copies,
+// which have no counterpart here.
+#ifndef LOCKSTEP_ENGINE_KERNELS_CUDA_EMULATION_CUDA_RUNTIME_H_
+#define LOCKSTEP_ENGINE_KERNELS_CUDA_EMULATION_CUDA_RUNTIME_H_
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#include "engine/kernels/cuda/emulation/fibers.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static
+#define __restrict__ __restrict
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  dim3() = default;
+  dim3(unsigned x, unsigned y, unsigned z) : x(x), y(y), z(z) {}
+};
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 };
+using cudaStream_t = void*;
+
+inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+};
+
+// Runs the grid to its end before it returns.
+template <typename... Params, typename... Args>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args... args) {
+  const dim3 grid = config->gridDim, block = config->blockDim;
+  if (block.x == 0 || block.x > 1024 || block.y != 1 || block.z != 1 || grid.z != 1) return cudaErrorInvalidValue;
+  blockDim = block;
+  gridDim = grid;
+  const auto body = [&](unsigned block_index, unsigned thread) {
+    blockIdx = dim3(block_index % grid.x, block_index / grid.x, 0);
+    threadIdx = dim3(thread, 0, 0);
+    kernel(args...);
+  };
+  const auto resume = [](unsigned thread) { threadIdx = dim3(thread, 0, 0); };
+  lockstep::emulation::RunGrid(grid.x * grid.y, block.x, body, resume);
+  return cudaSuccess;
+}
+
+inline void __syncthreads() { lockstep::emulation::SyncBlock(); }
+
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  const unsigned lane = threadIdx.x % 32, base = lane / static_cast<unsigned>(width) * static_cast<unsigned>(width);
+  bits = lockstep::emulation::Exchange(mask, bits, base + static_cast<unsigned>(source) % static_cast<unsigned>(width));
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
+  return __shfl_sync(mask, value, static_cast<int>((threadIdx.x % 32) ^ static_cast<unsigned>(lane_mask)));
+}
+
+inline unsigned __ballot_sync(unsigned mask, bool predicate) { return lockstep::emulation::Ballot(mask, predicate); }
+inline int __popc(unsigned bits) { return std::popcount(bits); }
+
+// Memory of the "device" is the host's.
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
+inline cudaError_t cudaMalloc(void** pointer, size_t bytes) {
+  *pointer = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  return *pointer == nullptr && bytes > 0 ? cudaErrorMemoryAllocation : cudaSuccess;
+}
+inline cudaError_t cudaFree(void* pointer) {
+  std::free(pointer);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
+  if (bytes > 0) std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : "the emulated runtime refused the call";
+}
+
+#endif  // LOCKSTEP_ENGINE_KERNELS_CUDA_EMULATION_CUDA_RUNTIME_H_

@@ -1,0 +1,215 @@
+#include "engine/kernels/cuda/emulation/fibers.h"
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "engine/base/check.h"
+
+// ThreadSanitizer follows fibers that it is told of; without it these are null.
+extern "C" {
+[[gnu::weak]] void* __tsan_get_current_fiber();
+[[gnu::weak]] void* __tsan_create_fiber(unsigned flags);
+[[gnu::weak]] void __tsan_destroy_fiber(void* fiber);
+[[gnu::weak]] void __tsan_switch_to_fiber(void* fiber, unsigned flags);
+}
+
+namespace lockstep::emulation {
+namespace {
+
+constexpr unsigned kWarp = 32;
+constexpr unsigned kThreadsMax = 1024;
+constexpr size_t kStackBytes = size_t{128} << 10;
+
+// Threads wait in `generation` until the last of them raises it.
+struct Barrier {
+  unsigned arrived = 0;
+  uint64_t generation = 0;
+};
+
+struct Warp {
+  // By the lowest lane of the mask: groups of a warp may wait on their own.
+  std::array<Barrier, kWarp> barriers;
+  std::array<unsigned, kWarp> masks = {};
+  std::array<uint64_t, kWarp> values = {};
+};
+
+struct Fiber {
+  ucontext_t context = {};
+  std::unique_ptr<char[]> stack;
+  void* tsan = nullptr;
+  bool done = false;
+};
+
+Order order_of_turns = Order::kAscending;
+
+class Block {
+ public:
+  Block(unsigned block, unsigned threads, const std::function<void(unsigned, unsigned)>& body,
+        const std::function<void(unsigned)>& resume, std::vector<Fiber>& fibers)
+      : block_(block), threads_(threads), body_(body), resume_(resume), fibers_(fibers), warps_(threads / kWarp + 1) {}
+
+  void Run(std::mt19937& random);
+  void SyncBlock() { Wait(barrier_, live_); }
+  uint64_t Exchange(unsigned mask, uint64_t value, unsigned source);
+  unsigned Ballot(unsigned mask, bool predicate);
+
+ private:
+  static void Enter(unsigned low, unsigned high);
+  void Wait(Barrier& barrier, unsigned expected);
+  void WaitWarp(Warp& warp, unsigned mask);
+  void SwitchTo(unsigned thread);
+  void Yield();
+  void Finish();
+
+  unsigned block_, threads_;
+  const std::function<void(unsigned, unsigned)>& body_;
+  const std::function<void(unsigned)>& resume_;
+  std::vector<Fiber>& fibers_;
+  std::vector<Warp> warps_;
+  Barrier barrier_;
+  ucontext_t scheduler_ = {};
+  void* tsan_scheduler_ = nullptr;
+  unsigned current_ = 0;
+  unsigned live_ = 0;
+  uint64_t progress_ = 0;
+};
+
+Block* running = nullptr;
+
+std::vector<unsigned> Turns(unsigned count, std::mt19937& random) {
+  std::vector<unsigned> turns(count);
+  std::iota(turns.begin(), turns.end(), 0u);
+  if (order_of_turns == Order::kDescending) std::reverse(turns.begin(), turns.end());
+  if (order_of_turns == Order::kShuffled) std::shuffle(turns.begin(), turns.end(), random);
+  return turns;
+}
+
+void Block::Enter(unsigned low, unsigned high) {
+  Block* block = std::bit_cast<Block*>(uint64_t{low} | (uint64_t{high} << 32));
+  block->body_(block->block_, block->current_);
+  block->Finish();
+}
+
+void Block::Run(std::mt19937& random) {
+  running = this;
+  live_ = threads_;
+  if (__tsan_get_current_fiber != nullptr) tsan_scheduler_ = __tsan_get_current_fiber();
+  for (unsigned t = 0; t < threads_; ++t) {
+    Fiber& fiber = fibers_[t];
+    fiber.done = false;
+    if (fiber.stack == nullptr) fiber.stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
+    if (__tsan_create_fiber != nullptr) fiber.tsan = __tsan_create_fiber(0);
+    LOCKSTEP_CHECK(getcontext(&fiber.context) == 0, "the emulation cannot make a fiber");
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = nullptr;
+    const uint64_t self = std::bit_cast<uint64_t>(this);
+    makecontext(&fiber.context, reinterpret_cast<void (*)()>(&Block::Enter), 2, static_cast<unsigned>(self),
+                static_cast<unsigned>(self >> 32));
+  }
+  bool first = true;
+  while (live_ > 0) {
+    const uint64_t before = progress_;
+    for (const unsigned t : Turns(threads_, random)) {
+      if (!fibers_[t].done) SwitchTo(t);
+    }
+    LOCKSTEP_CHECK(first || progress_ != before, "threads of a block wait at different barriers: a GPU would hang");
+    first = false;
+  }
+  running = nullptr;
+  if (__tsan_destroy_fiber == nullptr) return;
+  for (unsigned t = 0; t < threads_; ++t) __tsan_destroy_fiber(fibers_[t].tsan);
+}
+
+void Block::SwitchTo(unsigned thread) {
+  current_ = thread;
+  resume_(thread);
+  if (__tsan_switch_to_fiber != nullptr) __tsan_switch_to_fiber(fibers_[thread].tsan, 0);
+  swapcontext(&scheduler_, &fibers_[thread].context);
+}
+
+void Block::Yield() {
+  const unsigned self = current_;
+  if (__tsan_switch_to_fiber != nullptr) __tsan_switch_to_fiber(tsan_scheduler_, 0);
+  swapcontext(&fibers_[self].context, &scheduler_);
+}
+
+void Block::Finish() {
+  fibers_[current_].done = true;
+  --live_;
+  ++progress_;
+  // Those who wait at the block's barrier wait for one fewer.
+  if (live_ > 0 && barrier_.arrived == live_) {
+    barrier_.arrived = 0;
+    ++barrier_.generation;
+  }
+  Yield();
+}
+
+void Block::Wait(Barrier& barrier, unsigned expected) {
+  const uint64_t generation = barrier.generation;
+  if (++barrier.arrived == expected) {
+    barrier.arrived = 0;
+    ++barrier.generation;
+    ++progress_;
+    return;
+  }
+  while (barrier.generation == generation) Yield();
+}
+
+void Block::WaitWarp(Warp& warp, unsigned mask) {
+  const unsigned lane = current_ % kWarp;
+  LOCKSTEP_CHECK((mask >> lane & 1u) != 0, "a thread calls a warp function with a mask that does not name it");
+  const auto slot = static_cast<size_t>(std::countr_zero(mask));
+  Barrier& barrier = warp.barriers[slot];
+  if (barrier.arrived == 0) warp.masks[slot] = mask;
+  LOCKSTEP_CHECK(warp.masks[slot] == mask, "threads of a warp meet with different masks");
+  Wait(barrier, static_cast<unsigned>(std::popcount(mask)));
+}
+
+uint64_t Block::Exchange(unsigned mask, uint64_t value, unsigned source) {
+  Warp& warp = warps_[current_ / kWarp];
+  LOCKSTEP_CHECK((mask >> source & 1u) != 0, "a shuffle reads a thread outside of its mask");
+  warp.values[current_ % kWarp] = value;
+  WaitWarp(warp, mask);
+  const uint64_t result = warp.values[source];
+  WaitWarp(warp, mask);
+  return result;
+}
+
+unsigned Block::Ballot(unsigned mask, bool predicate) {
+  Warp& warp = warps_[current_ / kWarp];
+  warp.values[current_ % kWarp] = predicate ? 1 : 0;
+  WaitWarp(warp, mask);
+  unsigned votes = 0;
+  for (unsigned lane = 0; lane < kWarp; ++lane) {
+    if ((mask >> lane & 1u) != 0 && warp.values[lane] != 0) votes |= 1u << lane;
+  }
+  WaitWarp(warp, mask);
+  return votes;
+}
+
+}  // namespace
+
+void SetOrder(Order order) { order_of_turns = order; }
+
+void RunGrid(unsigned blocks, unsigned threads, const std::function<void(unsigned, unsigned)>& body,
+             const std::function<void(unsigned)>& resume) {
+  LOCKSTEP_CHECK(threads <= kThreadsMax && running == nullptr, "one grid at a time, at most 1024 threads a block");
+  static std::vector<Fiber> fibers(kThreadsMax);  // stacks are kept from grid to grid
+  std::mt19937 random(blocks * 31 + threads);
+  for (const unsigned block : Turns(blocks, random)) Block(block, threads, body, resume, fibers).Run(random);
+}
+
+void SyncBlock() { running->SyncBlock(); }
+uint64_t Exchange(unsigned mask, uint64_t value, unsigned source) { return running->Exchange(mask, value, source); }
+unsigned Ballot(unsigned mask, bool predicate) { return running->Ballot(mask, predicate); }
+
+}  // namespace lockstep::emulation

@@ -1,0 +1,137 @@
+// Each memory-bound kernel at a size that no cache holds, as a fraction of the copy bandwidth measured in the same run.
+// The bytes of a kernel are those that it must read and write once; they stand beside its name below.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <vector>
+
+#include "engine/kernels/cuda/kernels.h"
+
+namespace lockstep::cuda {
+namespace {
+
+constexpr int kWarmUp = 3, kRepeats = 11;
+
+void Must(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
+  std::exit(1);
+}
+
+// Device bytes, zeroed: the kernels' speed does not depend on the values, but for the sampler's walk. Freed at exit.
+void* Bytes(int64_t count) {
+  void* data = nullptr;
+  Must(cudaMalloc(&data, static_cast<size_t>(count)), "cudaMalloc");
+  Must(cudaMemset(data, 0, static_cast<size_t>(count)), "cudaMemset");
+  return data;
+}
+Tensor Matrix(DType dtype, int64_t rows, int64_t cols) {
+  return Tensor(Bytes(rows * cols * static_cast<int64_t>(DTypeSize(dtype))), dtype, rows, cols);
+}
+
+// Median of the repeats, in seconds.
+double Seconds(const std::function<cudaError_t()>& call) {
+  cudaEvent_t begin, end;
+  Must(cudaEventCreate(&begin), "cudaEventCreate");
+  Must(cudaEventCreate(&end), "cudaEventCreate");
+  std::vector<float> times;
+  for (int i = 0; i < kWarmUp + kRepeats; ++i) {
+    Must(cudaEventRecord(begin), "cudaEventRecord");
+    Must(call(), "launch");
+    Must(cudaEventRecord(end), "cudaEventRecord");
+    Must(cudaEventSynchronize(end), "kernel");
+    float milliseconds = 0;
+    Must(cudaEventElapsedTime(&milliseconds, begin, end), "cudaEventElapsedTime");
+    if (i >= kWarmUp) times.push_back(milliseconds);
+  }
+  std::nth_element(times.begin(), times.begin() + kRepeats / 2, times.end());
+  return static_cast<double>(times[kRepeats / 2]) * 1e-3;
+}
+
+double copy_bandwidth = 0;
+
+void Row(const char* name, double bytes, const std::function<cudaError_t()>& call) {
+  const double seconds = Seconds(call);
+  const double bandwidth = bytes / seconds;
+  if (copy_bandwidth == 0) copy_bandwidth = bandwidth;
+  std::printf("%-28s %10.1f us %10.1f GB/s %8.0f%%\n", name, seconds * 1e6, bandwidth * 1e-9,
+              bandwidth / copy_bandwidth * 100);
+}
+
+void Measure() {
+  const int64_t t = 16384, d = 2048, f = 8192, heads = 32, kv_heads = 8, e = 64, vocabulary = 151936;
+  const DType half = DType::kF16;
+  const auto size = [](int64_t n) { return static_cast<double>(n); };
+  const int64_t copied = int64_t{1} << 30;
+  void *from = Bytes(copied), *to = Bytes(copied);
+  Row("copy", 2.0 * size(copied),
+      [&] { return cudaMemcpyAsync(to, from, static_cast<size_t>(copied), cudaMemcpyDeviceToDevice); });
+
+  const Tensor x = Matrix(half, t, d), delta = Matrix(half, t, d), out = Matrix(half, t, d), d_x = Matrix(half, t, d);
+  const Tensor weight = Matrix(half, 1, d), d_weight = Matrix(DType::kF32, 1, d);
+  float* rstd = static_cast<float*>(Bytes(t * 4));
+  float* scratch = static_cast<float*>(Bytes(RmsNormBackwardScratch(t, d) * 4));
+  Row("rms_norm", 2.0 * size(t * d * 2), [&] { return RmsNorm(x, {}, weight, 1e-6f, {}, out, rstd, {}); });
+  Row("rms_norm with residual", 4.0 * size(t * d * 2),
+      [&] { return RmsNorm(x, delta, weight, 1e-6f, x, out, rstd, {}); });
+  Row("rms_norm_backward", 4.0 * size(t * d * 2),
+      [&] { return RmsNormBackward(out, x, weight, rstd, delta, d_x, d_weight, scratch, {}); });
+
+  const Tensor gate_up = Matrix(half, t, 2 * f), activated = Matrix(half, t, f), d_gate_up = Matrix(half, t, 2 * f);
+  Row("swiglu", 3.0 * size(t * f * 2), [&] { return SwiGlu(gate_up, activated, {}); });
+  Row("swiglu_backward", 5.0 * size(t * f * 2), [&] { return SwiGluBackward(activated, gate_up, d_gate_up, {}); });
+
+  const Tensor qkv = Matrix(DType::kF32, t, (heads + 2 * kv_heads) * e), q = Matrix(half, t, heads * e);
+  const Tensor bias = Matrix(half, 1, qkv.cols), table = Matrix(DType::kF32, t, e);
+  std::vector<int32_t> rows(t);
+  for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<int32_t>(i);
+  int32_t* index = static_cast<int32_t*>(Bytes(t * 4));
+  Must(cudaMemcpy(index, rows.data(), rows.size() * 4, cudaMemcpyHostToDevice), "copy");
+  void *keys = Bytes(t * kv_heads * e * 2), *values = Bytes(t * kv_heads * e * 2);
+  Row("rope_write_kv", size(t * qkv.cols * 6), [&] {
+    return RopeWriteKv({heads, kv_heads, e}, qkv, bias, index, index, table, q, keys, values, {});
+  });
+
+  const int64_t logit_rows = 512;
+  const Tensor logits = Matrix(DType::kF32, logit_rows, vocabulary);
+  const std::vector<float> ones(static_cast<size_t>(logit_rows), 1.0f);
+  float* inverse = static_cast<float*>(Bytes(logit_rows * 4));
+  Must(cudaMemcpy(inverse, ones.data(), ones.size() * 4, cudaMemcpyHostToDevice), "copy");
+  LogitState* states = static_cast<LogitState*>(Bytes(logit_rows * static_cast<int64_t>(sizeof(LogitState))));
+  const double logit_bytes = size(logit_rows * vocabulary * 4);
+  Row("log_prob_accumulate", logit_bytes, [&] { return LogProbAccumulate(logits, 0, index, inverse, states, {}); });
+  Row("log_prob_gradient", 2 * logit_bytes,
+      [&] { return LogProbGradient(logits, 0, index, inverse, inverse, inverse, {}); });
+
+  const int64_t samples = 64;
+  std::vector<SamplingRow> plain(samples), cut(samples);
+  for (SamplingRow& row : cut) row.top_p = 0.95f;
+  SamplingRow* sampling = static_cast<SamplingRow*>(Bytes(samples * static_cast<int64_t>(sizeof(SamplingRow))));
+  void* sample_scratch = Bytes(SampleScratchBytes(samples, vocabulary));
+  float* log_probs = static_cast<float*>(Bytes(samples * 4));
+  int32_t* tokens = static_cast<int32_t*>(Bytes(samples * 4));
+  for (const auto* rows_of : {&plain, &cut}) {
+    Must(cudaMemcpy(sampling, rows_of->data(), samples * sizeof(SamplingRow), cudaMemcpyHostToDevice), "copy");
+    Row(rows_of == &plain ? "sample, 64 rows" : "sample top_p, 64 rows", size(samples * vocabulary * 4),
+        [&] { return Sample(logits.Rows(0, samples), sampling, inverse, tokens, log_probs, sample_scratch, {}); });
+  }
+
+  const int64_t n = int64_t{1} << 28;
+  float *param = static_cast<float*>(Bytes(n * 4)), *m = static_cast<float*>(Bytes(n * 4));
+  float *v = static_cast<float*>(Bytes(n * 4)), *grad = static_cast<float*>(Bytes(n * 4));
+  double* partial = static_cast<double*>(Bytes(GradNormScratch(n) * 8));
+  StepControl* control = static_cast<StepControl*>(Bytes(sizeof(StepControl)));
+  Row("grad_norm", size(n * 4), [&] { return GradNorm(grad, n, 1, 1, partial, control, {}); });
+  Row("adamw", size(n * 30), [&] { return AdamW({.lr = 1e-3f}, control, param, m, v, grad, n, half, from, {}); });
+}
+
+}  // namespace
+}  // namespace lockstep::cuda
+
+int main() {
+  lockstep::cuda::Measure();
+  return 0;
+}
