@@ -15,7 +15,7 @@ stop_jobs() {
 start_job() { # NAME LOG COMMAND...: sets job_pid
   local name=$1 log=$2
   shift 2
-  setsid "$@" < /dev/null >> "$log" 2>&1 &
+  setsid "$@" < /dev/null >> "$log" 2>&1 9>&- & # 9: the lock
   job_pid=$!
   job_of[$job_pid]=$name
 }

@@ -2,7 +2,7 @@
 #
 # plan FIGURE prints one line a run, without its seed:   NAME MODEL key=value ...
 # MODEL is a base model of prepare_model (experiments/prepare.sh). Figures share the runs of equal names.
-figures=(algorithms precision stress lora llama moe matched recompute)
+figures=(algorithms precision stress long lora llama moe matched recompute)
 
 precision_algorithm=grpo_token_tis
 stress_lr=3e-4  # three times the others'
@@ -40,6 +40,12 @@ plan() {
       for pair in "bf16 bf16" "bf16 fp32" "fp16 fp16" "fp32 fp32"; do
         # shellcheck disable=SC2086
         echo "stress-${pair/ /-} dense $(dtypes $pair) $(algorithm grpo) learner.lr=$stress_lr"
+      done
+      ;;
+    long) # claim 3 over 2.5 times the steps
+      for pair in "bf16 bf16" "bf16 fp32" "fp16 fp16"; do
+        # shellcheck disable=SC2086
+        echo "long-${pair/ /-} dense $(dtypes $pair) $(algorithm grpo) trainer.max_steps=100"
       done
       ;;
     lora) # claim 6: the paper's rank 1 and alpha 2
