@@ -30,7 +30,8 @@ map(select(has("eval") | not)) | map(.step = (.step | number)) | group_by(.step)
     sequence_log_ratio_min: ($steps | map(.sequence_log_ratio_min | number) | min),
     sequence_log_ratio_slope: average("sequence_log_ratio_slope"),
     effective_sample_size_sequence: average("effective_sample_size_sequence"),
-    clip_fraction: average("clip_fraction"), response_length_mean: average("response_length_mean"),
+    entropy: average("entropy"), clip_fraction: average("clip_fraction"),
+    response_length_mean: average("response_length_mean"),
     grad_norm_max: largest("grad_norm"),
     skipped_steps: ($steps | last | .skipped_steps_total | number), response_tokens: $tokens,
     seconds: (($steps | map((.seconds // {}) | keys) | add | unique) as $phases

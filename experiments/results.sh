@@ -20,7 +20,9 @@ write_results() {
     "$results/$figure.json.part" > "$results/$figure.json" && rm "$results/$figure.json.part"
   echo "results: $results/$figure.json"
   if command -v gnuplot > /dev/null; then
-    "$here/plot.sh" "$results/$figure.json" "$pictures/$figure.svg" && echo "curves: $pictures/$figure.svg"
+    if [[ $figure != recompute ]]; then  # that one is about seconds; its curves say nothing
+      "$here/plot.sh" "$results/$figure.json" "$pictures/$figure.svg" && echo "curves: $pictures/$figure.svg"
+    fi
     "$lockstep" report "${folders[@]}" --out="$dir/$figure.html" --name="experiments/run $figure" > "$dir/$figure.report.log" 2>&1 &&
       echo "report: $dir/$figure.html" || echo "report: $(tail -n 1 "$dir/$figure.report.log")" >&2
   fi
