@@ -13,7 +13,8 @@ expect_line "--jobs=0 is not a whole number above 0" figure precision --jobs=0
 expect_line "--seeds=a is not a list" "$run" precision --seeds=a
 
 echo "== killed in the middle: its runs live on, and the same command takes them over"
-export QUICK_STEPS=12
+steps=40  # enough of them that a run is in progress when the signals come
+export QUICK_STEPS=$steps
 "$run" precision --quick --seeds=1 --skip-build --dir="$folder" > first.log 2>&1 &
 pid=$!
 disown "$pid"
@@ -23,7 +24,7 @@ kill -KILL "$pid"
 wait_for 10 pgrep -f "run $folder/configs" || fail "the runs ended with their starter"
 "$run" precision --jobs=1 --quick --seeds=1 --skip-build --dir="$folder" > second.log 2>&1 &
 pid=$!
-wait_for 90 grep -q "^run 1 of 4 .* done" second.log || wait_for 1 grep -q "^run 1 of 4 .* is finished already" second.log ||
+wait_for 90 grep -qE "^run 1 of 4 .* (done|is finished already)" second.log ||
   fail "the first run did not end: $(cat second.log)"
 
 echo "== stopped in the middle: a checkpoint, exit code 130"
@@ -36,12 +37,13 @@ pgrep -f "run $folder/configs" > /dev/null && fail "a run lives on after SIGTERM
 
 echo "== run again: complete, with results of every run"
 figure precision > third.log 2>&1 || fail "third call: $(cat third.log)"
-jq -e '.figure == "precision" and (.runs | length) == 4 and all(.runs[]; .finished and .steps == 12 and (.reward | length) == 12
+jq -e --argjson steps $steps '.figure == "precision" and (.runs | length) == 4 and
+  all(.runs[]; .finished and .steps == $steps and (.reward | length) == $steps
   and .kl_k3 >= 0 and .response_tokens > 0 and .skipped_steps == 0 and .seconds.total > 0)' "$folder/results/precision.json" > /dev/null ||
   fail "results: $(cat "$folder/results/precision.json")"
 jq -e '[.runs[].variant] | sort == ["bf16-bf16-grpo_token_tis", "bf16-fp16-grpo_token_tis", "bf16-fp32-grpo_token_tis",
   "fp16-fp16-grpo_token_tis"]' "$folder/results/precision.json" > /dev/null || fail "variants"
-[[ $(jq -s -c 'map(.step | tonumber) | unique | length' "$first/metrics.jsonl") == 12 ]] || fail "steps are missing in $first"
+[[ $(jq -s -c 'map(.step | tonumber) | unique | length' "$first/metrics.jsonl") == "$steps" ]] || fail "steps are missing in $first"
 grep -q "dtype: bf16" "$folder/configs/bf16-fp32-grpo_token_tis-seed1.yaml" || fail "the run file has no learner dtype"
 "$lockstep" doctor "$folder/configs/bf16-fp32-grpo_token_tis-seed1.yaml" > doctor.log 2>&1 || true
 grep -q "unknown" doctor.log && fail "the run file is refused: $(cat doctor.log)"

@@ -3,11 +3,12 @@
 # memory (RssAnon: without the mapped model file) is sampled from /proc.
 #   bazel test //tests:memory_test                  the quickstart's shape
 #   bazel test //tests:memory_05b_test              Qwen2.5-0.5B's, by hand: 12 GiB and some minutes
-# Bounds: a process takes no more than planned, and at least LEAST percent (second argument) of it: 55 for the small one,
-# where the constants of a process and of scratch count, 90 for the large one.
+# Bounds: a process takes no more than planned, and at least LEAST percent (second argument) of it: 40 for the small one,
+# where the constants of a process and of scratch count and a peak of milliseconds falls between two looks, 90 for the
+# large one.
 source "$(dirname "$(realpath "$0")")/lib.sh"
 shape=${1:-quickstart}
-least=${2:-55}
+least=${2:-40}
 steps=${3:-2}
 make_model
 "$lockstep" make-model --shape="$shape" --tokenizer=base shaped > make.log || fail "make-model: $(cat make.log)"
