@@ -12,6 +12,7 @@
 #include "engine/model/decoder.h"
 #include "engine/model/kv_plan.h"
 #include "engine/model/low_rank.h"
+#include "engine/model/paged_logits.h"
 
 namespace lockstep {
 namespace {
@@ -29,8 +30,6 @@ constexpr uint64_t kLoadBlockBytes = uint64_t{8} << 20;
 constexpr uint64_t kSampleTokenBytes = 64;
 // Its routing: in the assembly, the batch, and the message to the other ranks.
 constexpr uint64_t kRoutingCopies = 3;
-// Rows of vocabulary-sized logits in a rollout server.
-constexpr int64_t kLogitRows = 64;
 
 // What a Buffer takes (engine/tensor/tensor.cc): from 4 MiB on whole huge pages, else whole cache lines.
 uint64_t BufferBytes(uint64_t bytes) {
@@ -117,7 +116,7 @@ absl::StatusOr<ProcessMemory> RolloutServerProcess(const MemoryInputs& in) {
   const int64_t rows = int64_t{rollout.max_batch_size()} + rollout.prefill_chunk_tokens();
   // The widest row of a layer, in the dtype and as packed FP32, its neighbours, and the logits.
   const int64_t widest = 3 * in.model.intermediate_size + in.model.qkv_rows() + 3 * in.model.hidden_size;
-  const auto scratch = static_cast<uint64_t>(rows * widest * 6 + kLogitRows * in.model.vocab_size * 4 +
+  const auto scratch = static_cast<uint64_t>(rows * widest * 6 + PagedLogits::kRows * in.model.vocab_size * 4 +
                                              in.model.max_position_embeddings * in.model.head_dim * 4);
   server.pools.push_back({"scratch", scratch + kLoadBlockBytes});
   return server;

@@ -9,6 +9,7 @@
 #include "absl/strings/str_split.h"
 #include "engine/base/json.h"
 #include "learner/prompt_templates.h"
+#include "learner/token_ids.h"
 
 namespace lockstep {
 namespace {
@@ -16,18 +17,6 @@ namespace {
 using nlohmann::json;
 
 constexpr size_t kMaxLineBytes = size_t{64} << 20;
-
-absl::Status AppendIds(const json& list, const char* key, int64_t vocab_size, std::vector<int32_t>* tokens) {
-  if (!list.is_array()) return absl::InvalidArgumentError(absl::StrCat(key, " must be an array of token ids"));
-  for (size_t i = 0; i < list.size(); ++i) {
-    if (!list[i].is_number_unsigned() || list[i].get<uint64_t>() >= static_cast<uint64_t>(vocab_size)) {
-      return absl::InvalidArgumentError(absl::StrCat(key, "[", i, "] is ", PrintableJson(list[i]),
-                                                     ", must be an id of the vocabulary, 0 to ", vocab_size - 1));
-    }
-    tokens->push_back(list[i].get<int32_t>());
-  }
-  return absl::OkStatus();
-}
 
 class LineReader {
  public:
@@ -40,7 +29,7 @@ class LineReader {
     if (line.is_string()) {
       status = AppendPrompt(line.get<std::string>(), &result.tokens);
     } else if (line.is_object() && line.contains("tokens")) {
-      status = AppendIds(line["tokens"], "tokens", options_.config->vocab_size, &result.tokens);
+      status = AppendTokenIds(line["tokens"], "tokens", options_.config->vocab_size, &result.tokens);
     } else if (const std::string* text = TextOf(line); text != nullptr) {
       status = AppendPrompt(*text, &result.tokens);
     } else {
@@ -58,8 +47,8 @@ class LineReader {
     const bool apart = prompt != nullptr || line.contains("prompt_tokens");
     if (apart) {
       absl::Status status = prompt != nullptr ? AppendPrompt(*prompt, &result.tokens)
-                                              : AppendIds(line["prompt_tokens"], "prompt_tokens",
-                                                          options_.config->vocab_size, &result.tokens);
+                                              : AppendTokenIds(line["prompt_tokens"], "prompt_tokens",
+                                                               options_.config->vocab_size, &result.tokens);
       if (!status.ok()) return status;
       result.num_prompt = static_cast<int64_t>(result.tokens.size());
     }
@@ -102,12 +91,12 @@ class LineReader {
     }
     const auto ids = template_.Tokens(*options_.tokenizer, text);
     if (!ids.ok()) return ids.status();
-    return AppendChecked(*ids, tokens);
+    return AppendTokenizerIds(*ids, options_.config->vocab_size, tokens);
   }
 
   absl::Status AppendResponse(const json& line, std::vector<int32_t>* tokens) const {
     if (const auto ids = line.find("tokens"); ids != line.end()) {
-      return AppendIds(*ids, "tokens", options_.config->vocab_size, tokens);
+      return AppendTokenIds(*ids, "tokens", options_.config->vocab_size, tokens);
     }
     const auto text = line.find("response");
     if (text == line.end() || !text->is_string()) {
@@ -118,18 +107,7 @@ class LineReader {
     }
     const auto ids = options_.tokenizer->Encode(text->get<std::string>());
     if (!ids.ok()) return ids.status();
-    return AppendChecked(*ids, tokens);
-  }
-
-  absl::Status AppendChecked(const std::vector<int32_t>& ids, std::vector<int32_t>* tokens) const {
-    for (int32_t id : ids) {
-      if (id >= options_.config->vocab_size) {
-        return absl::InvalidArgumentError(absl::StrCat("the tokenizer gives id ", id, ", the model's vocabulary has ",
-                                                       options_.config->vocab_size, "; do the files belong together?"));
-      }
-    }
-    tokens->insert(tokens->end(), ids.begin(), ids.end());
-    return absl::OkStatus();
+    return AppendTokenizerIds(*ids, options_.config->vocab_size, tokens);
   }
 
   const TokenFileOptions& options_;

@@ -8,12 +8,10 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
 #include "engine/base/philox.h"
+#include "engine/model/paged_logits.h"
 
 namespace lockstep {
 namespace {
-
-// Rows of vocabulary-sized logits that exist at a time, as in a rollout server.
-constexpr int64_t kLogitRows = 64;
 
 int64_t PagesFor(int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
 
@@ -122,22 +120,10 @@ class PagedDecode {
   }
 
   absl::Status Step() {
-    const ModelConfig& config = weights_.config;
-    const auto rows = static_cast<int64_t>(batch_.output_rows.size());
-    const size_t hidden_bytes =
-        static_cast<size_t>(std::max<int64_t>(rows, 1) * config.hidden_size) * DTypeSize(weights_.dtype);
-    if (hidden_.bytes() < hidden_bytes) hidden_ = Buffer(hidden_bytes);
-    const Tensor hidden(hidden_.data(), weights_.dtype, rows, config.hidden_size);
-    decoder_.ForwardPaged(weights_, batch_, cache_, hidden);
-    for (int64_t first = 0; first < rows; first += kLogitRows) {
-      const int64_t count = std::min(kLogitRows, rows - first);
-      const size_t logit_bytes = sizeof(float) * static_cast<size_t>(count * config.vocab_size);
-      if (logits_.bytes() < logit_bytes) logits_ = Buffer(logit_bytes);
-      decoder_.Logits(weights_, hidden.Rows(first, count),
-                      Tensor(logits_.data(), DType::kF32, count, config.vocab_size));
-      for (int64_t row = 0; row < count; ++row) {
-        absl::Status status =
-            TakeRow(*owners_[static_cast<size_t>(first + row)], logits_.As<float>() + row * config.vocab_size);
+    logits_.Forward(decoder_, weights_, batch_, cache_);
+    for (PagedLogits::Chunk chunk; logits_.Next(decoder_, weights_, &chunk);) {
+      for (int64_t row = 0; row < chunk.count; ++row) {
+        absl::Status status = TakeRow(*owners_[static_cast<size_t>(chunk.first + row)], chunk.row(row));
         if (!status.ok()) return status;
       }
     }
@@ -195,7 +181,7 @@ class PagedDecode {
   // Scratch of a step.
   PagedBatch batch_;
   std::vector<Running*> owners_;  // of output rows
-  Buffer hidden_, logits_;
+  PagedLogits logits_;
 };
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "engine/base/check.h"
 #include "engine/base/json.h"
 #include "engine/kernels/packed_matrix.h"
+#include "learner/token_ids.h"
 
 namespace lockstep {
 namespace {
@@ -19,35 +20,12 @@ namespace {
 using nlohmann::json;
 
 constexpr size_t kMaxLineBytes = size_t{64} << 20;
-// Rows of vocabulary-sized logits that exist at a time, as in a rollout server.
-constexpr int64_t kLogitRows = 64;
-
-void GrowTo(Buffer& buffer, size_t bytes) {
-  if (buffer.bytes() < bytes) buffer = Buffer(bytes);
-}
-
 // What a line asks for.
 struct ScoreLine {
   std::vector<int32_t> tokens;
   int64_t num_prompt = 1;
   bool from_text = false;
 };
-
-absl::Status ReadTokens(const json& list, int64_t vocab_size, std::vector<int32_t>* tokens) {
-  if (!list.is_array()) return absl::InvalidArgumentError("tokens must be an array of token ids");
-  tokens->reserve(list.size());
-  for (size_t i = 0; i < list.size(); ++i) {
-    const bool valid = list[i].is_number_integer() && list[i].get<int64_t>() >= 0 &&
-                       (!list[i].is_number_unsigned() || list[i].get<uint64_t>() <= INT32_MAX) &&
-                       list[i].get<int64_t>() < vocab_size;
-    if (!valid) {
-      return absl::InvalidArgumentError(absl::StrCat("tokens[", i, "] is ", PrintableJson(list[i]),
-                                                     ", must be an id of the vocabulary, 0 to ", vocab_size - 1));
-    }
-    tokens->push_back(list[i].get<int32_t>());
-  }
-  return absl::OkStatus();
-}
 
 absl::Status ReadTexts(const json& object, const Tokenizer* tokenizer, int64_t vocab_size, ScoreLine* line) {
   if (tokenizer == nullptr) {
@@ -62,14 +40,8 @@ absl::Status ReadTexts(const json& object, const Tokenizer* tokenizer, int64_t v
     }
     const auto tokens = tokenizer->Encode(text->get<std::string>());
     if (!tokens.ok()) return tokens.status();
-    line->tokens.insert(line->tokens.end(), tokens->begin(), tokens->end());
+    if (absl::Status status = AppendTokenizerIds(*tokens, vocab_size, &line->tokens); !status.ok()) return status;
     if (key == std::string("prompt")) line->num_prompt = static_cast<int64_t>(line->tokens.size());
-  }
-  for (int32_t token : line->tokens) {
-    if (token >= vocab_size) {
-      return absl::InvalidArgumentError(absl::StrCat("the tokenizer gives id ", token, ", the model's vocabulary has ",
-                                                     vocab_size, "; do the files belong together?"));
-    }
   }
   line->from_text = true;
   return absl::OkStatus();
@@ -84,7 +56,7 @@ absl::StatusOr<ScoreLine> ParseLine(const std::string& text, const ScoreFileOpti
   if (!object.is_object()) return absl::InvalidArgumentError("not a JSON object");
   ScoreLine line;
   const auto tokens = object.find("tokens");
-  absl::Status status = tokens != object.end() ? ReadTokens(*tokens, config.vocab_size, &line.tokens)
+  absl::Status status = tokens != object.end() ? AppendTokenIds(*tokens, "tokens", config.vocab_size, &line.tokens)
                                                : ReadTexts(object, tokenizer, config.vocab_size, &line);
   if (!status.ok()) return status;
   const auto size = static_cast<int64_t>(line.tokens.size());
@@ -194,20 +166,14 @@ void Scorer::PagedRows(const std::vector<int32_t>& tokens, int64_t begin, int64_
   batch.sequences.push_back(
       {.row_begin = 0, .row_count = end - begin, .position_begin = begin, .pages = std::span<const int32_t>(pages_)});
   for (int64_t row = 0; row < rows; ++row) batch.output_rows.push_back(static_cast<int32_t>(row));
-  const ModelConfig& config = weights_->config;
-  GrowTo(hidden_, static_cast<size_t>(std::max<int64_t>(rows, 1) * config.hidden_size) * DTypeSize(weights_->dtype));
-  const Tensor hidden(hidden_.data(), weights_->dtype, rows, config.hidden_size);
-  decoder_.ForwardPaged(*weights_, batch, cache, hidden);
+  logits_.Forward(decoder_, *weights_, batch, cache);
+  const int64_t vocab_size = weights_->config.vocab_size;
   const float inverse_temperature = 1.0f / options_.temperature;
-  for (int64_t first = 0; first < rows; first += kLogitRows) {
-    const int64_t count = std::min(kLogitRows, rows - first);
-    GrowTo(logits_, sizeof(float) * static_cast<size_t>(count * config.vocab_size));
-    const Tensor logits(logits_.data(), DType::kF32, count, config.vocab_size);
-    decoder_.Logits(*weights_, hidden.Rows(first, count), logits);
-    for (int64_t row = 0; row < count; ++row) {
-      const float* values = logits_.As<float>() + row * config.vocab_size;
-      const float lse = ops_->LogSumExp(values, config.vocab_size, options_.temperature);
-      const int32_t target = tokens[static_cast<size_t>(begin + first + row + 1)];
+  for (PagedLogits::Chunk chunk; logits_.Next(decoder_, *weights_, &chunk);) {
+    for (int64_t row = 0; row < chunk.count; ++row) {
+      const float* values = chunk.row(row);
+      const float lse = ops_->LogSumExp(values, vocab_size, options_.temperature);
+      const int32_t target = tokens[static_cast<size_t>(begin + chunk.first + row + 1)];
       log_probs->push_back(values[target] * inverse_temperature - lse);
     }
   }

@@ -18,6 +18,7 @@
 #include "absl/status/statusor.h"
 #include "engine/kernels/ops.h"
 #include "engine/model/decoder.h"
+#include "engine/model/paged_logits.h"
 #include "engine/tokenizer/tokenizer.h"
 
 namespace lockstep {
@@ -56,7 +57,7 @@ class Scorer {
   Decoder decoder_;
   std::unique_ptr<KvStorage> cache_;  // grows with the longest sequence
   std::vector<int32_t> pages_;        // 0, 1, 2, ...
-  Buffer hidden_, logits_;
+  PagedLogits logits_;
 };
 
 struct ScoreFileOptions {

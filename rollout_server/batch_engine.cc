@@ -13,10 +13,6 @@ double SteadySeconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-void GrowTo(Buffer& buffer, size_t bytes) {
-  if (buffer.bytes() < bytes) buffer = Buffer(bytes);
-}
-
 }  // namespace
 
 BatchEngine::BatchEngine(const BatchEngineOptions& options, Ops* ops, std::shared_ptr<const Weights> weights,
@@ -132,13 +128,9 @@ void BatchEngine::Execute(const StepPlan& plan) {
     batch_.output_rows.push_back(static_cast<int32_t>(batch_.tokens.size() - 1));
     owners_.push_back(&sequence);
   }
-  const auto rows = static_cast<int64_t>(owners_.size());
-  const size_t hidden_row_bytes = static_cast<size_t>(config_.hidden_size) * DTypeSize(dtype_);
-  GrowTo(hidden_, hidden_row_bytes * static_cast<size_t>(std::max<int64_t>(rows, 1)));
-  const Tensor hidden(hidden_.data(), dtype_, rows, config_.hidden_size);
   const double begin = SteadySeconds();
   routing_.clear();
-  decoder_.ForwardPaged(*weights, batch_, storage_, hidden, wants_routing ? &routing_ : nullptr);
+  logits_.Forward(decoder_, *weights, batch_, storage_, wants_routing ? &routing_ : nullptr);
   counted_.decoder_seconds += SteadySeconds() - begin;
   if (wants_routing) RecordPrompts(plan);
   SampleRows(*weights, owners_);
@@ -181,24 +173,23 @@ void BatchEngine::BindGroup(const ActiveGroup& group) {
 }
 
 void BatchEngine::SampleRows(const Weights& weights, std::span<Sequence* const> owners) {
-  const int64_t vocab_size = config_.vocab_size;
-  const auto rows = static_cast<int64_t>(owners.size());
-  GrowTo(logits_, sizeof(float) * static_cast<size_t>(vocab_size * std::min(rows, kLogitRows)));
-  for (int64_t begin = 0; begin < rows; begin += kLogitRows) {
-    const int64_t count = std::min(kLogitRows, rows - begin);
-    const Tensor hidden = Tensor(hidden_.data(), dtype_, rows, config_.hidden_size).Rows(begin, count);
-    const Tensor logits(logits_.data(), DType::kF32, count, vocab_size);
-    const double started = SteadySeconds();
-    decoder_.Logits(weights, hidden, logits);
-    counted_.decoder_seconds += SteadySeconds() - started;
-    for (int64_t row = 0; row < count; ++row) {
-      const auto at = static_cast<size_t>(begin + row);
+  PagedLogits::Chunk chunk;
+  while (NextLogits(weights, &chunk)) {
+    for (int64_t row = 0; row < chunk.count; ++row) {
+      const auto at = static_cast<size_t>(chunk.first + row);
       const char* routing =
           routing_.empty() ? nullptr
                            : routing_.data() + static_cast<size_t>(batch_.output_rows[at]) * routing_shape_.row_bytes();
-      SampleRow(*owners[at], logits_.As<float>() + row * vocab_size, routing);
+      SampleRow(*owners[at], chunk.row(row), routing);
     }
   }
+}
+
+bool BatchEngine::NextLogits(const Weights& weights, PagedLogits::Chunk* chunk) {
+  const double begin = SteadySeconds();
+  const bool more = logits_.Next(decoder_, weights, chunk);
+  counted_.decoder_seconds += SteadySeconds() - begin;
+  return more;
 }
 
 void BatchEngine::SampleRow(Sequence& sequence, const float* logits, const char* routing) {

@@ -22,6 +22,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
 #include "engine/model/decoder.h"
+#include "engine/model/paged_logits.h"
 #include "engine/model/routing.h"
 #include "rollout_server/kv_cache.h"
 #include "rollout_server/rollout_metrics.h"
@@ -37,8 +38,6 @@ absl::StatusOr<InFlight> ParseInFlight(const std::string& name);
 
 // Tokens of a sample that are gathered before they are sent; the end of the sample sends what there is.
 inline constexpr size_t kChunkTokens = 16;
-// Rows of vocabulary-sized logits that exist at a time.
-inline constexpr int64_t kLogitRows = 64;
 // Weight sets in memory under `finish`: the current one and two older ones.
 inline constexpr size_t kMaxWeightSets = 3;
 // Groups whose highest attempt is remembered, for the refusal of late lower ones.
@@ -102,6 +101,8 @@ class BatchEngine {
   // The samples that one prefill will serve start with one weight set.
   void BindGroup(const ActiveGroup& group);
   void SampleRows(const Weights& weights, std::span<Sequence* const> owners);
+  // PagedLogits::Next, its time counted.
+  bool NextLogits(const Weights& weights, PagedLogits::Chunk* chunk);
   // Keeps the experts of the prompt positions that the step has computed.
   void RecordPrompts(const StepPlan& plan);
   // routing: the experts of the row that the logits are of; null where no sample of the step asks for them.
@@ -153,8 +154,7 @@ class BatchEngine {
   PagedBatch batch_;
   std::vector<Sequence*> owners_;  // of output rows
   std::string routing_;            // [T] rows of engine/model/routing.h; empty where nobody asks for them
-  Buffer hidden_;                  // [output rows, D]
-  Buffer logits_;                  // [kLogitRows, V] FP32
+  PagedLogits logits_;
   EngineStats counted_;
 };
 
