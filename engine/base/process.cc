@@ -1,6 +1,7 @@
 #include "engine/base/process.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/eventfd.h>
@@ -32,16 +33,29 @@ std::string DirectoryOf(const std::string& path) {
   return slash == 0 ? "/" : path.substr(0, slash);
 }
 
-absl::Status WriteAndSync(int fd, std::string_view bytes, const std::string& path) {
+absl::Status WriteAll(int fd, std::string_view bytes, const std::string& path) {
   for (size_t done = 0; done < bytes.size();) {
     const ssize_t n = write(fd, bytes.data() + done, bytes.size() - done);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return ErrnoStatus(errno, "cannot write", path);
     done += static_cast<size_t>(n);
   }
+  return absl::OkStatus();
+}
+
+absl::Status WriteAndSync(int fd, std::string_view bytes, const std::string& path) {
+  if (absl::Status status = WriteAll(fd, bytes, path); !status.ok()) return status;
   // Never retried: after a failed fsync the kernel may have dropped the pages, and a second call would report success.
   if (fsync(fd) != 0) return ErrnoStatus(errno, "cannot fsync", path);
   return absl::OkStatus();
+}
+
+absl::Status WriteInPlace(const std::string& path, std::string_view bytes) {
+  const int fd = open(path.c_str(), O_WRONLY | O_CLOEXEC);
+  if (fd < 0) return ErrnoStatus(errno, "cannot open", path);
+  absl::Status status = WriteAll(fd, bytes, path);
+  if (close(fd) != 0 && status.ok()) status = ErrnoStatus(errno, "cannot close", path);
+  return status;
 }
 
 }  // namespace
@@ -185,7 +199,15 @@ absl::Status SyncDirectory(const std::string& path) {
   return result == 0 ? absl::OkStatus() : ErrnoStatus(error, "cannot fsync folder", path);
 }
 
-absl::Status WriteFileAtomically(const std::string& path, std::string_view bytes) {
+absl::Status WriteFileAtomically(const std::string& given, std::string_view bytes) {
+  std::string path = given;
+  struct stat info {};
+  if (stat(given.c_str(), &info) == 0) {
+    if (!S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode)) return WriteInPlace(given, bytes);
+    // A link stays a link: what it points at is replaced.
+    char resolved[PATH_MAX];
+    if (realpath(given.c_str(), resolved) != nullptr) path = resolved;
+  }
   const std::string temporary = absl::StrCat(path, ".tmp.", getpid());
   const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (fd < 0) return ErrnoStatus(errno, "cannot create", temporary);

@@ -68,7 +68,8 @@ class ParentWatch {
 };
 
 // Writes path + ".tmp.PID", fsync, rename to path, fsync of the directory. On an error (disk full, ...) the old file is
-// as it was, and the temporary is gone. RESOURCE_EXHAUSTED for a full disk or quota.
+// as it was, and the temporary is gone. RESOURCE_EXHAUSTED for a full disk or quota. Through a symbolic link the
+// file that it points at is replaced. What is no file (a pipe, a device, /dev/stdout) is written to as it is.
 absl::Status WriteFileAtomically(const std::string& path, std::string_view bytes);
 // The whole file. RESOURCE_EXHAUSTED when it is larger than `max_bytes`; nothing is allocated before that is known.
 absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t max_bytes = uint64_t{1} << 30);

@@ -112,6 +112,28 @@ TEST(WriteFileAtomically, AFailedWriteLeavesTheOldFileAndNoTemporary) {
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir), std::filesystem::directory_iterator()), 1);
 }
 
+TEST(WriteFileAtomically, ALinkStaysALink) {
+  const std::string dir = TempDir();
+  ASSERT_TRUE(WriteFileAtomically(dir + "/f", "old").ok());
+  ASSERT_EQ(symlink("f", (dir + "/link").c_str()), 0);
+  ASSERT_TRUE(WriteFileAtomically(dir + "/link", "new").ok());
+  EXPECT_TRUE(std::filesystem::is_symlink(dir + "/link"));
+  EXPECT_EQ(ReadFile(dir + "/f").value(), "new");
+}
+
+TEST(WriteFileAtomically, APipeIsWrittenToAndNotReplaced) {
+  const std::string dir = TempDir();
+  ASSERT_EQ(mkfifo((dir + "/pipe").c_str(), 0600), 0);
+  const int reader = open((dir + "/pipe").c_str(), O_RDONLY | O_NONBLOCK);
+  ASSERT_GE(reader, 0);
+  ASSERT_TRUE(WriteFileAtomically(dir + "/pipe", "hello").ok());
+  char bytes[8] = {};
+  EXPECT_EQ(read(reader, bytes, sizeof(bytes)), 5);
+  EXPECT_STREQ(bytes, "hello");
+  close(reader);
+  EXPECT_TRUE(std::filesystem::is_fifo(dir + "/pipe"));
+}
+
 TEST(WriteFileAtomically, AFullDiskIsResourceExhausted) {
   EXPECT_EQ(ErrnoStatus(ENOSPC, "cannot write", "/x").code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(ErrnoStatus(ENOSPC, "cannot write", "/x").message(), "cannot write /x: No space left on device");

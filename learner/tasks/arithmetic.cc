@@ -78,15 +78,21 @@ absl::StatusOr<std::vector<ArithmeticProblem>> MakeArithmeticProblems(const Arit
     return absl::InvalidArgumentError(absl::StrCat("digits of operands are ", options.min_digits, " to ",
                                                    options.max_digits, ", must be within 1 to ", kMaxDigits));
   }
-  if (options.count < 0) return absl::InvalidArgumentError(absl::StrCat("count is ", options.count, ", must be >= 0"));
+  return DistinctProblems(options.count,
+                          [&](int64_t index, uint64_t attempt) { return Draw(options, index, attempt); });
+}
+
+absl::StatusOr<std::vector<ArithmeticProblem>> DistinctProblems(
+    int64_t count, absl::FunctionRef<ArithmeticProblem(int64_t index, uint64_t attempt)> draw) {
+  if (count < 0) return absl::InvalidArgumentError(absl::StrCat("count is ", count, ", must be >= 0"));
   std::vector<ArithmeticProblem> problems;
   std::unordered_set<std::string> seen;
   // Few operands may leave no unused prompt; then equal ones are allowed.
   constexpr uint64_t kAttempts = 16;
-  for (int64_t index = 0; index < options.count; ++index) {
-    ArithmeticProblem problem = Draw(options, index, 0);
+  for (int64_t index = 0; index < count; ++index) {
+    ArithmeticProblem problem = draw(index, 0);
     for (uint64_t attempt = 1; attempt < kAttempts && seen.count(problem.prompt) > 0; ++attempt) {
-      problem = Draw(options, index, attempt);
+      problem = draw(index, attempt);
     }
     seen.insert(problem.prompt);
     problems.push_back(std::move(problem));

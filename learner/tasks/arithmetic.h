@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
@@ -35,6 +36,10 @@ struct ArithmeticOptions {
 ArithmeticProblem MakeArithmeticProblem(const ArithmeticOptions& options, int64_t index);
 // All of them, without two equal prompts where the range of operands is wide enough for that.
 absl::StatusOr<std::vector<ArithmeticProblem>> MakeArithmeticProblems(const ArithmeticOptions& options);
+
+// `count` problems, drawn again (attempt 1, 2, ...) where the prompt is there already, until 16 attempts failed.
+absl::StatusOr<std::vector<ArithmeticProblem>> DistinctProblems(
+    int64_t count, absl::FunctionRef<ArithmeticProblem(int64_t index, uint64_t attempt)> draw);
 
 // JSON lines {"prompt", "response", "answer"} for supervised training.
 std::string SftJsonl(const std::vector<ArithmeticProblem>& problems);
