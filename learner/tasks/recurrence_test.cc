@@ -1,0 +1,60 @@
+#include "learner/tasks/recurrence.h"
+
+#include <cstdio>
+#include <set>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace lockstep {
+namespace {
+
+TEST(Recurrence, EveryTermFollowsFromTheTwoBeforeItAndTheLastIsTheAnswer) {
+  const auto problems = MakeRecurrenceProblems({.count = 300, .seed = 5, .min_terms = 1, .max_terms = 40});
+  ASSERT_TRUE(problems.ok()) << problems.status();
+  std::set<int> counts;
+  for (const ArithmeticProblem& problem : *problems) {
+    int before = -1, last = -1, terms = 0;
+    ASSERT_EQ(std::sscanf(problem.prompt.c_str(), "Q: %d %d %d=", &before, &last, &terms), 3) << problem.prompt;
+    counts.insert(terms);
+    size_t at = 0;
+    for (int term = 1; term <= terms; ++term, at += 12) {
+      int number = 0, a = -1, b = -1, sum = -1;
+      ASSERT_EQ(std::sscanf(problem.response.c_str() + at, "%d:%d+%d=%d;", &number, &a, &b, &sum), 4)
+          << problem.response;
+      EXPECT_EQ(number, term);
+      EXPECT_EQ(a, before);
+      EXPECT_EQ(b, last);
+      EXPECT_EQ(sum, (a + b) % 100);
+      before = b;
+      last = sum;
+    }
+    EXPECT_EQ(problem.response.substr(at), absl::StrCat("A: ", problem.answer));
+    EXPECT_EQ(std::stoi(problem.answer), last);
+  }
+  EXPECT_EQ(*counts.begin(), 1);
+  EXPECT_EQ(*counts.rbegin(), 40);
+}
+
+TEST(Recurrence, PromptsAreDistinctAndASeedGivesTheSameProblems) {
+  const RecurrenceOptions options = {.count = 2000, .seed = 9, .min_terms = 20, .max_terms = 22};
+  const auto problems = MakeRecurrenceProblems(options), again = MakeRecurrenceProblems(options);
+  ASSERT_TRUE(problems.ok() && again.ok());
+  std::set<std::string> prompts;
+  for (size_t i = 0; i < problems->size(); ++i) {
+    EXPECT_TRUE(prompts.insert((*problems)[i].prompt).second) << (*problems)[i].prompt;
+    EXPECT_EQ((*problems)[i].response, (*again)[i].response);
+  }
+}
+
+TEST(Recurrence, TermsOutOfRangeAreRefused) {
+  for (const auto& [low, high] : {std::pair{0, 4}, {5, 4}, {1, 100}}) {
+    const auto problems = MakeRecurrenceProblems({.count = 1, .min_terms = low, .max_terms = high});
+    EXPECT_THAT(std::string(problems.status().message()), ::testing::HasSubstr("must be within 1 to 99"));
+  }
+}
+
+}  // namespace
+}  // namespace lockstep
