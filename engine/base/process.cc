@@ -206,7 +206,10 @@ absl::Status WriteFileAtomically(const std::string& given, std::string_view byte
     if (!S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode)) return WriteInPlace(given, bytes);
     // A link stays a link: what it points at is replaced.
     char resolved[PATH_MAX];
-    if (realpath(given.c_str(), resolved) != nullptr) path = resolved;
+    struct stat link {};
+    if (lstat(given.c_str(), &link) == 0 && S_ISLNK(link.st_mode) && realpath(given.c_str(), resolved) != nullptr) {
+      path = resolved;
+    }
   }
   const std::string temporary = absl::StrCat(path, ".tmp.", getpid());
   const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
