@@ -72,6 +72,14 @@ void CheckMemoryAndDisk(Report& report) {
   }
 }
 
+bool OnPath(const std::string& program) {
+  std::stringstream path(std::getenv("PATH") == nullptr ? "" : std::getenv("PATH"));
+  for (std::string folder; std::getline(path, folder, ':');) {
+    if (access((folder + "/" + program).c_str(), X_OK) == 0) return true;
+  }
+  return false;
+}
+
 void CheckPrograms(Report& report) {
   for (const char* name : {"lockstep_rollout_server", "lockstep_learner", "lockstep_tokenize", "lockstep_score",
                            "lockstep_grade", "lockstep_make_model", "lockstep_mismatch"}) {
@@ -82,15 +90,16 @@ void CheckPrograms(Report& report) {
       report.Missing(name, "bazel build //... makes it; or set LOCKSTEP_BIN_DIR to its folder");
     }
   }
-  bool prometheus = false;
-  std::stringstream path(std::getenv("PATH") == nullptr ? "" : std::getenv("PATH"));
-  for (std::string folder; std::getline(path, folder, ':');)
-    prometheus |= access((folder + "/prometheus").c_str(), X_OK) == 0;
-  if (prometheus) {
-    report.Good("prometheus", "found");
-  } else {
-    report.Note("prometheus", "not installed; dashboards and alerts need one (apt-get install prometheus)");
-  }
+  const auto optional = [&report](const std::string& name, const std::string& way_out) {
+    if (OnPath(name)) {
+      report.Good(name, "found");
+    } else {
+      report.Note(name, way_out);
+    }
+  };
+  optional("prometheus", "not installed; dashboards and alerts need one (apt-get install prometheus)");
+  optional("gnuplot",
+           "not installed; `lockstep report` and `lockstep mismatch` draw with it (apt-get install gnuplot-nox)");
 }
 
 void CheckGpu(Report& report) {

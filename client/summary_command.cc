@@ -57,7 +57,8 @@ absl::StatusOr<std::vector<Json>> ReadSteps(const std::string& run) {
 }
 
 Summary Summarize(const std::vector<Json>& steps, const std::vector<std::pair<std::string, double>>& phases) {
-  double tokens = 0, rollout_seconds = 0, abs_log_ratio = 0, kl_k1 = 0, kl_k3 = 0, largest = 0;
+  double tokens = 0, rollout_seconds = 0, abs_log_ratio = 0, kl_k1 = 0, kl_k3 = 0, largest = 0, choices = 0,
+         differing = 0;
   std::map<std::string, double> seconds;
   for (const Json& step : steps) {
     const double n = Number(step, "response_tokens");
@@ -66,6 +67,8 @@ Summary Summarize(const std::vector<Json>& steps, const std::vector<std::pair<st
     kl_k1 += n * Number(step, "kl_k1");
     kl_k3 += n * Number(step, "kl_k3");
     largest = std::max(largest, Number(step, "max_abs_log_ratio"));
+    choices += Number(step, "router_choices");
+    differing += Number(step, "router_choices") * Number(step, "router_mismatch");
     if (const auto found = step.find("seconds"); found != step.end() && found->is_object()) {
       for (const auto& [phase, value] : found->items()) {
         if (value.is_number()) seconds[phase] += value.get<double>();
@@ -85,6 +88,7 @@ Summary Summarize(const std::vector<Json>& steps, const std::vector<std::pair<st
   out["max_abs_log_ratio"] = largest;
   out["kl_k1"] = kl_k1 * per_token;
   out["kl_k3"] = kl_k3 * per_token;
+  if (choices > 0) out["router_mismatch"] = differing / choices;
   out["loss_scale"] = Number(last, "loss_scale");
   out["skipped_steps"] = static_cast<int64_t>(Number(last, "skipped_steps_total"));
   out["tokens_per_second"] = rollout_seconds > 0 ? tokens / rollout_seconds : 0;
@@ -103,6 +107,7 @@ Summary Summarize(const std::vector<Json>& steps, const std::vector<std::pair<st
   row("max |log mu - log pi|", absl::StrFormat("%.3e", largest));
   row("KL(mu||pi), k1", absl::StrFormat("%.3e", kl_k1 * per_token));
   row("KL(mu||pi), k3", absl::StrFormat("%.3e", kl_k3 * per_token));
+  if (choices > 0) row("experts chosen otherwise", absl::StrFormat("%.3g%%", 100 * differing / choices));
   row("loss scale", absl::StrFormat("%g", Number(last, "loss_scale")));
   row("skipped steps", absl::StrFormat("%d", static_cast<int64_t>(Number(last, "skipped_steps_total"))));
   row("rollout tokens/s", absl::StrFormat("%.0f", rollout_seconds > 0 ? tokens / rollout_seconds : 0));

@@ -100,6 +100,10 @@ std::string StatusBlock(const v1::RunStatus& status) {
                                         s.reward_mean(), s.response_length_mean(), s.entropy()));
   absl::StrAppend(&out, absl::StrFormat("mismatch   KL(mu||pi) %.2e   mean |log mu - log pi| %.2e   max %.2e\n",
                                         s.kl_k3(), s.mean_abs_log_ratio(), s.max_abs_log_ratio()));
+  if (s.router_choices() > 0) {
+    absl::StrAppend(&out, absl::StrFormat("routers    %.3g%% of the rollout's choices of experts differ here\n",
+                                          100 * s.router_mismatch()));
+  }
   absl::StrAppend(&out, learner);
   absl::StrAppend(&out,
                   absl::StrFormat("speed      rollout %.0f tok/s   training %.0f tok/s   staleness %.2g\n",

@@ -2,12 +2,24 @@
 #
 # plan FIGURE prints one line a run, without its seed:   NAME MODEL key=value ...
 # MODEL is a base model of prepare_model (experiments/prepare.sh). Figures share the runs of equal names.
-figures=(algorithms precision stress long lora llama moe matched recompute)
+figures=(algorithms precision stress long sequence search lora llama moe matched recompute)
 
 precision_algorithm=grpo_token_tis
 stress_lr=3e-4  # three times the others'
 lora_lr=4e-3    # 40 times, as in the paper's scripts (4e-5 against 1e-6)
 recompute_steps=12
+long_responses="rollout.max_tokens=490"
+# NAME:what differs from `sequence`. Without a bound on the gradient; samples of four updates ago with mu as the old
+# policy; errors of logits doubled (a temperature of 0.5) and an entropy that is higher from the start (1.3); four times
+# the updates from one batch; twice the learning rate.
+search=(
+  "no_clip:learner.grad_clip=0"
+  "stale:algorithm.max_staleness=4 algorithm.old_log_prob=rollout"
+  "sharp:rollout.temperature=0.5"
+  "hot:rollout.temperature=1.3"
+  "updates16:trainer.updates_per_step=16"
+  "lr2:learner.lr=2e-4"
+)
 
 algorithms=(grpo grpo_token_tis grpo_seq_mis gspo pg_seq_is)
 
@@ -46,6 +58,20 @@ plan() {
       for pair in "bf16 bf16" "bf16 fp32" "fp16 fp16"; do
         # shellcheck disable=SC2086
         echo "long-${pair/ /-} dense $(dtypes $pair) $(algorithm grpo) trainer.max_steps=100"
+      done
+      ;;
+    sequence) # claims 2 and 3 where responses have hundreds of tokens; fp32 as the one without 16-bit rounding
+      for pair in "bf16 bf16" "bf16 fp32" "fp16 fp16" "fp32 fp32"; do
+        # shellcheck disable=SC2086
+        echo "sequence-${pair/ /-} sequence $(dtypes $pair) $(algorithm grpo) $long_responses"
+      done
+      ;;
+    search) # for a regime in which BF16's mismatch does harm; a regime that hurts fp32 as well is not one
+      for pair in "bf16 fp32" "fp16 fp16" "fp32 fp32"; do
+        for name in "${search[@]}"; do
+          # shellcheck disable=SC2086
+          echo "search-${name%%:*}-${pair/ /-} sequence $(dtypes $pair) $(algorithm grpo) $long_responses ${name#*:}"
+        done
       done
       ;;
     lora) # claim 6: the paper's rank 1 and alpha 2

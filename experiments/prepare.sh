@@ -1,13 +1,23 @@
 # Base models and problems, once for all figures. Sourced by experiments/run, which has set bin, lockstep, dir and here.
 
-# What a base model is trained on and asked: digits of the additions; phases of pretraining as LEARNING_RATE:STEPS, the last
-# of which ends while the model still makes mistakes.
-base_of() { # MODEL: sets config, sft_digits, problem_digits, phases
+# What a base model is trained on and asked: flags of make_arithmetic for both; phases of pretraining as
+# LEARNING_RATE:STEPS, the last of which ends while the model still makes mistakes.
+base_of() { # MODEL: sets config, sft_task, problem_task, phases
   config=$here/models/$1/config.json
   case $1 in
-    dense) sft_digits="4 12" problem_digits="7 12" phases=(3e-3:1300 1e-3:900 3e-3:600 1e-3:400) ;;
-    llama) sft_digits="2 4" problem_digits="3 4" phases=(3e-3:900) ;;
-    moe) sft_digits="2 4" problem_digits="3 4" phases=(3e-3:900) config=$here/moe/model_4/config.json ;;
+    dense)
+      sft_task="--min_digits=4 --max_digits=12" problem_task="--min_digits=7 --max_digits=12"
+      phases=(3e-3:1300 1e-3:900 3e-3:600 1e-3:400)
+      ;;
+    sequence) # responses of 274 to 472 tokens
+      sft_task="--task=recurrence --min_terms=30 --max_terms=52" problem_task=$sft_task
+      config=$here/models/dense/config.json phases=(3e-3:600 2e-3:900)
+      ;;
+    llama) sft_task="--min_digits=2 --max_digits=4" problem_task="--min_digits=3 --max_digits=4" phases=(3e-3:900) ;;
+    moe)
+      sft_task="--min_digits=2 --max_digits=4" problem_task="--min_digits=3 --max_digits=4" phases=(3e-3:900)
+      config=$here/moe/model_4/config.json
+      ;;
     *) echo "experiments: model '$1' is not in experiments/prepare.sh" >&2; return 1 ;;
   esac
   if ((quick)); then phases=(3e-3:4 1e-3:2); fi
@@ -15,12 +25,10 @@ base_of() { # MODEL: sets config, sft_digits, problem_digits, phases
 
 make_problems() { # FOLDER
   local make=$bin/learner/tasks/make_arithmetic sft problem
-  read -ra sft <<< "$sft_digits"
-  read -ra problem <<< "$problem_digits"
-  "$make" --count="$sft_count" --seed=1 --min_digits="${sft[0]}" --max_digits="${sft[1]}" --out_sft="$1/sft.jsonl" \
-    --tokenizer_dir="$1/start" &&
-    "$make" --count="$problem_count" --seed=1000001 --min_digits="${problem[0]}" --max_digits="${problem[1]}" \
-      --out_rl="$1/problems.jsonl"
+  read -ra sft <<< "$sft_task"
+  read -ra problem <<< "$problem_task"
+  "$make" --count="$sft_count" --seed=1 "${sft[@]}" --out_sft="$1/sft.jsonl" --tokenizer_dir="$1/start" &&
+    "$make" --count="$problem_count" --seed=1000001 "${problem[@]}" --out_rl="$1/problems.jsonl"
 }
 
 # All phases, each from the last one's checkpoint; finished ones are kept. Sets `trained` to the last checkpoint.
@@ -42,7 +50,7 @@ pretrain() { # MODEL FOLDER
 
 # Base model $dir/models/MODEL/base and its perfectible problems, perfectible.jsonl beside it.
 prepare_model() {
-  local model=$1 folder=$dir/models/$1 config sft_digits problem_digits phases trained
+  local model=$1 folder=$dir/models/$1 config sft_task problem_task phases trained
   [[ -f $folder/perfectible.jsonl ]] && return
   base_of "$model" || return
   mkdir -p "$folder/start"

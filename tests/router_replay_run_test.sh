@@ -46,6 +46,8 @@ bf16=(learner.dtype=bf16 trainer.prompts_per_step=32)
 run measured "${bf16[@]}" learner.router_replay=measure
 run replayed "${bf16[@]}" learner.router_replay=replay
 expect_steps replayed '.router_choices > 0 and .router_mismatch < 0.5' "routing was sent"
+"$lockstep" summary measured | grep -q "^.*experts chosen otherwise.*%" || fail "summary: $("$lockstep" summary measured)"
+"$lockstep" summary off | grep -q "experts" && fail "summary of a run without routing: $("$lockstep" summary off)"
 first() { jq -r "select(.step == 1) | .$2" "$1/metrics.jsonl"; }
 [[ $(first measured response_tokens) == "$(first replayed response_tokens)" ]] || fail "the first steps differ in tokens"
 jq -en "$(first measured router_mismatch) > 0" > /dev/null || fail "no token is routed otherwise: nothing to replay"

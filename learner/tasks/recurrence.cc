@@ -10,7 +10,7 @@ namespace lockstep {
 namespace {
 
 constexpr int kMaxTerms = 99;
-constexpr int kModulus = 100;
+constexpr int kModulus = 10;
 
 // Uniform in [0, bound) from 32 random bits.
 int Below(uint32_t bits, int bound) { return static_cast<int>(uint64_t{bits} * static_cast<uint64_t>(bound) >> 32); }
@@ -19,17 +19,16 @@ std::string TwoDigits(int value) { return absl::StrCat(absl::Dec(value, absl::kZ
 
 ArithmeticProblem Draw(const RecurrenceOptions& options, int64_t index, uint64_t attempt) {
   const auto bits = Philox4x32(options.seed, static_cast<uint64_t>(index), attempt);
-  int before = Below(bits[0], kModulus), last = Below(bits[1], kModulus);
-  const int terms = options.min_terms + Below(bits[2], options.max_terms - options.min_terms + 1);
+  int third = Below(bits[0], kModulus), second = Below(bits[1], kModulus), last = Below(bits[2], kModulus);
+  const int terms = options.min_terms + Below(bits[3], options.max_terms - options.min_terms + 1);
   ArithmeticProblem problem;
-  problem.prompt = absl::StrCat("Q: ", TwoDigits(before), " ", TwoDigits(last), " ", TwoDigits(terms), "=");
+  problem.prompt = absl::StrCat("Q: ", third, " ", second, " ", last, " ", TwoDigits(terms), "=");
   for (int term = 1; term <= terms; ++term) {
-    const int next = (before + last) % kModulus;
-    absl::StrAppend(&problem.response, TwoDigits(term), ":", TwoDigits(before), "+", TwoDigits(last), "=",
-                    TwoDigits(next), ";");
-    before = std::exchange(last, next);
+    const int next = (last + third) % kModulus;
+    absl::StrAppend(&problem.response, TwoDigits(term), ":", last, "+", third, "=", next, ";");
+    third = std::exchange(second, std::exchange(last, next));
   }
-  problem.answer = TwoDigits(last);
+  problem.answer = absl::StrCat(last);
   absl::StrAppend(&problem.response, "A: ", problem.answer);
   return problem;
 }

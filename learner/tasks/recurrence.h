@@ -1,12 +1,12 @@
-// Generated sequences for the experiments: a task whose answers take hundreds of tokens, since every term needs the one
-// before it. x_(i+1) = (x_(i-1) + x_i) mod 100, all numbers of two digits.
+// Generated sequences for the experiments: a task whose answers take hundreds of tokens, since every term needs those
+// before it. x_n = (x_(n-1) + x_(n-3)) mod 10.
 //
-//   prompt    "Q: 31 52 04="                                                       x_(-1), x_0 and how many terms
-//   response  "01:31+52=83;02:52+83=35;03:83+35=18;04:35+18=53;A: 53"
-//   answer    "53"
+//   prompt    "Q: 3 8 1 04="                                    x_(-2), x_(-1), x_0 and how many terms
+//   response  "01:1+3=4;02:4+8=2;03:2+1=3;04:3+4=7;A: 7"
+//   answer    "7"
 //
-// 12 characters a term: 20 to 40 terms are 245 to 485 tokens. A response is right only if all of its terms are (two
-// wrong ones cancel now and then).
+// 9 characters a term: 30 to 52 terms are 274 to 472 tokens. A wrong term makes the answer wrong but for one case in
+// ten.
 #ifndef LOCKSTEP_LEARNER_TASKS_RECURRENCE_H_
 #define LOCKSTEP_LEARNER_TASKS_RECURRENCE_H_
 
@@ -21,8 +21,8 @@ namespace lockstep {
 struct RecurrenceOptions {
   int64_t count = 1000;
   uint64_t seed = 0;
-  int min_terms = 20;
-  int max_terms = 40;  // at most 99
+  int min_terms = 30;
+  int max_terms = 52;  // at most 99
 };
 
 // Without two equal prompts where there are enough; problem i is a pure function of (seed, i) and of those before it.
