@@ -9,8 +9,8 @@ base_of() { # MODEL: sets config, sft_task, problem_task, phases
       sft_task="--min_digits=4 --max_digits=12" problem_task="--min_digits=7 --max_digits=12"
       phases=(3e-3:1300 1e-3:900 3e-3:600 1e-3:400)
       ;;
-    sequence) # responses of 274 to 472 tokens
-      sft_task="--task=recurrence --min_terms=30 --max_terms=52" problem_task=$sft_task
+    sequence) # responses of 284 to 464 tokens
+      sft_task="--task=recurrence --min_terms=28 --max_terms=46" problem_task=$sft_task
       config=$here/models/dense/config.json phases=(3e-3:600 2e-3:900)
       ;;
     llama) sft_task="--min_digits=2 --max_digits=4" problem_task="--min_digits=3 --max_digits=4" phases=(3e-3:900) ;;

@@ -1,7 +1,7 @@
 // Writes the quickstart's data and tokenizer.
 //   make_arithmetic --count=2000 --seed=1 --min_digits=2 --max_digits=4 --out_sft=sft.jsonl --out_rl=rl.jsonl
 //                   --tokenizer_dir=DIR
-//   make_arithmetic --task=recurrence --count=2000 --seed=1 --min_terms=30 --max_terms=52 ...
+//   make_arithmetic --task=recurrence --count=2000 --seed=1 --min_terms=28 --max_terms=46 ...
 #include <sys/stat.h>
 
 #include <cerrno>
@@ -25,8 +25,8 @@ ABSL_FLAG(int64_t, count, 1000, "problems to make");
 ABSL_FLAG(uint64_t, seed, 0, "seed; equal seeds give equal files");
 ABSL_FLAG(int, min_digits, 2, "fewest digits of an operand");
 ABSL_FLAG(int, max_digits, 4, "most digits of an operand");
-ABSL_FLAG(int, min_terms, 30, "recurrence: fewest terms");
-ABSL_FLAG(int, max_terms, 52, "recurrence: most terms");
+ABSL_FLAG(int, min_terms, 28, "recurrence: fewest terms");
+ABSL_FLAG(int, max_terms, 46, "recurrence: most terms");
 ABSL_FLAG(std::string, out_sft, "", "JSONL with prompt, response and answer; empty: none");
 ABSL_FLAG(std::string, out_rl, "", "JSONL with prompt and answer; empty: none");
 ABSL_FLAG(std::string, tokenizer_dir, "", "folder that gets tokenizer.json and tokenizer_config.json; empty: none");

@@ -24,9 +24,9 @@ ArithmeticProblem Draw(const RecurrenceOptions& options, int64_t index, uint64_t
   ArithmeticProblem problem;
   problem.prompt = absl::StrCat("Q: ", third, " ", second, " ", last, " ", TwoDigits(terms), "=");
   for (int term = 1; term <= terms; ++term) {
-    const int next = (last + third) % kModulus;
-    absl::StrAppend(&problem.response, TwoDigits(term), ":", last, "+", third, "=", next, ";");
-    third = std::exchange(second, std::exchange(last, next));
+    const int sum = last + third;
+    absl::StrAppend(&problem.response, TwoDigits(term), ":", last, "+", third, "=", TwoDigits(sum), ";");
+    third = std::exchange(second, std::exchange(last, sum % kModulus));
   }
   problem.answer = absl::StrCat(last);
   absl::StrAppend(&problem.response, "A: ", problem.answer);
