@@ -2,8 +2,8 @@
 
 # What a base model is trained on and asked: flags of make_arithmetic for both; phases of pretraining as
 # LEARNING_RATE:STEPS, the last of which ends while the model still makes mistakes.
-base_of() { # MODEL: sets config, sft_task, problem_task, phases
-  config=$here/models/$1/config.json
+base_of() { # MODEL: sets config, sft_task, problem_task, phases, filter_keys
+  config=$here/models/$1/config.json filter_keys=()
   case $1 in
     dense)
       sft_task="--min_digits=4 --max_digits=12" problem_task="--min_digits=7 --max_digits=12"
@@ -11,7 +11,8 @@ base_of() { # MODEL: sets config, sft_task, problem_task, phases
       ;;
     sequence) # responses of 284 to 464 tokens
       sft_task="--task=recurrence --min_terms=28 --max_terms=46" problem_task=$sft_task
-      config=$here/models/dense/config.json phases=(3e-3:600 2e-3:900)
+      config=$here/models/dense/config.json phases=(3e-3:600 1e-3:300)
+      filter_keys=("$long_responses")
       ;;
     llama) sft_task="--min_digits=2 --max_digits=4" problem_task="--min_digits=3 --max_digits=4" phases=(3e-3:900) ;;
     moe)
@@ -50,7 +51,7 @@ pretrain() { # MODEL FOLDER
 
 # Base model $dir/models/MODEL/base and its perfectible problems, perfectible.jsonl beside it.
 prepare_model() {
-  local model=$1 folder=$dir/models/$1 config sft_task problem_task phases trained
+  local model=$1 folder=$dir/models/$1 config sft_task problem_task phases filter_keys trained
   [[ -f $folder/perfectible.jsonl ]] && return
   base_of "$model" || return
   mkdir -p "$folder/start"
@@ -59,7 +60,7 @@ prepare_model() {
   cp -r "$trained" "$folder/base"
   # The filter samples in FP32, matched: neither precision chose the problems.
   run_job "filter of $model" "$folder/filter.log" "$lockstep" filter "$here/run.yaml" model.path="$folder/base" \
-    data.train="$folder/problems.jsonl" run_dir="$folder/filter" numerics=matched rollout.dtype=fp32 learner.dtype=fp32 \
+    data.train="$folder/problems.jsonl" run_dir="$folder/filter" numerics=matched rollout.dtype=fp32 learner.dtype=fp32 "${filter_keys[@]}" \
     --out="$folder/filtered.jsonl" --samples=16 --low="$filter_low" --high="$filter_high" || return
   local kept
   kept=$(wc -l < "$folder/filtered.jsonl")
