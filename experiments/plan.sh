@@ -9,7 +9,7 @@ stress_lr=3e-4  # three times the others'
 lora_lr=4e-3    # 40 times, as in the paper's scripts (4e-5 against 1e-6)
 recompute_steps=12
 long_responses="rollout.max_tokens=490"
-# NAME:what differs from `sequence`. Without a bound on the gradient; samples of four updates ago with mu as the old
+# NAME:what differs from `sequence`. Without a bound on the gradient; samples of up to four steps ago with mu as the old
 # policy; errors of logits doubled (a temperature of 0.5) and an entropy that is higher from the start (1.3); four times
 # the updates from one batch; twice the learning rate.
 search=(
@@ -99,7 +99,7 @@ plan() {
       done
       ;;
     *)
-      echo "experiments: '$1' is not a figure; the figures are ${figures[*]} and all" >&2
+      echo "experiments: '$1' is not a figure; the figures are mismatch, ${figures[*]} and all" >&2
       return 2
       ;;
   esac
