@@ -2,7 +2,7 @@
 #
 # plan FIGURE prints one line a run, without its seed:   NAME MODEL key=value ...
 # MODEL is a base model of prepare_model (experiments/prepare.sh). Figures share the runs of equal names.
-figures=(algorithms precision stress long sequence search lora llama moe matched recompute)
+figures=(algorithms precision stress long sequence updates search lora llama moe matched recompute)
 
 precision_algorithm=grpo_token_tis
 stress_lr=3e-4  # three times the others'
@@ -65,6 +65,12 @@ plan() {
       for pair in "bf16 bf16" "bf16 fp32" "fp16 fp16" "fp32 fp32"; do
         # shellcheck disable=SC2086
         echo "sequence-${pair/ /-} sequence $(dtypes $pair) $(algorithm grpo) $long_responses"
+      done
+      ;;
+    updates) # 16 updates from one batch, where the search found the precisions to differ; shares its runs
+      for pair in "bf16 bf16" "bf16 fp32" "fp16 fp16" "fp32 fp32"; do
+        # shellcheck disable=SC2086
+        echo "search-updates16-${pair/ /-} sequence $(dtypes $pair) $(algorithm grpo) $long_responses trainer.updates_per_step=16"
       done
       ;;
     search) # for a regime in which BF16's mismatch does harm; a regime that hurts fp32 as well is not one
