@@ -106,7 +106,7 @@ plan() {
       done
       ;;
     *)
-      echo "experiments: '$1' is not a figure; the figures are mismatch, ${figures[*]} and all" >&2
+      echo "experiments: '$1' is not a figure; the figures are mismatch, mismatch_sequence, ${figures[*]} and all" >&2
       return 2
       ;;
   esac

@@ -3,7 +3,7 @@
 # FIGURE.json, of what there is of its runs, finished or not; the curves, and the page.
 write_results() {
   local figure=$1 run done folders=()
-  [[ $figure == mismatch ]] && return
+  [[ $figure == mismatch* ]] && return
   for run in ${members[$figure]}; do
     [[ -s $dir/runs/$run/metrics.jsonl ]] && folders+=("$dir/runs/$run")
   done
@@ -31,18 +31,19 @@ write_results() {
 # Claims 1 and 2: the paper's offline analysis of the base model by `lockstep mismatch`, each pair on tokens that its own
 # rollout engine drew.
 mismatch_pairs=bf16/bf16,fp16/fp16,bf16/fp16,bf16/fp32,fp16/fp32,fp32/fp32,bf16/bf16@matched,fp16/fp16@matched
-run_mismatch() {
-  local out=$dir/mismatch limit=100 samples=8
+run_mismatch() { # FIGURE MODEL MAX_TOKENS
+  local figure=$1 model=$2 max_tokens=$3 out=$dir/$1 limit=100 samples=8
   ((quick)) && limit=4 samples=2
-  prepare_model dense || return
-  run_job mismatch "$dir/mismatch.log" "$lockstep" mismatch --model="$dir/models/dense/base" \
-    --prompts="$dir/models/dense/perfectible.jsonl" --limit="$limit" --n="$samples" --max_tokens=200 --sample=own \
+  prepare_model "$model" || return
+  run_job "$figure" "$out.log" "$lockstep" mismatch --model="$dir/models/$model/base" \
+    --prompts="$dir/models/$model/perfectible.jsonl" --limit="$limit" --n="$samples" --max_tokens="$max_tokens" --sample=own \
     --pairs="$mismatch_pairs" --points=400 --threads=1 --out="$out" || return
-  jq -f "$here/mismatch.jq" "$out/mismatch.json" > "$results/mismatch.json" || return
+  jq -f "$here/mismatch.jq" "$out/mismatch.json" > "$results/$figure.json" || return
   mkdir -p "$pictures"
-  local picture
+  local picture prefix=''
+  [[ $figure == mismatch ]] || prefix=${figure#mismatch_}-
   for picture in sequences.png tokens-bf16-fp32.svg tokens-fp16-fp32.svg; do
-    [[ -f $out/$picture ]] && cp "$out/$picture" "$pictures/"
+    [[ -f $out/$picture ]] && cp "$out/$picture" "$pictures/$prefix$picture"
   done
-  echo "results: $results/mismatch.json"
+  echo "results: $results/$figure.json"
 }
