@@ -83,6 +83,7 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
 }
 
 inline unsigned __ballot_sync(unsigned mask, bool predicate) { return lockstep::emulation::Ballot(mask, predicate); }
+inline void __syncwarp(unsigned mask = 0xFFFFFFFFu) { lockstep::emulation::Ballot(mask, false); }
 inline int __popc(unsigned bits) { return std::popcount(bits); }
 
 // Memory of the "device" is the host's.
