@@ -23,6 +23,7 @@
 #include <cstring>
 
 #include "engine/kernels/cuda/emulation/fibers.h"
+#include "engine/kernels/cuda/emulation/runtime.h"
 
 #define __global__
 #define __device__
@@ -36,9 +37,6 @@ struct dim3 {
   dim3(unsigned x, unsigned y, unsigned z) : x(x), y(y), z(z) {}
 };
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 };
-using cudaStream_t = void*;
-
 inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 struct cudaLaunchConfig_t {
@@ -47,21 +45,23 @@ struct cudaLaunchConfig_t {
   cudaStream_t stream;
 };
 
-// Runs the grid to its end before it returns.
+// The work of a launch runs the grid to its end.
 template <typename... Params, typename... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args... args) {
   const dim3 grid = config->gridDim, block = config->blockDim;
   if (block.x == 0 || block.x > 1024 || block.y != 1 || block.z != 1 || grid.z != 1) return cudaErrorInvalidValue;
-  blockDim = block;
-  gridDim = grid;
-  const auto body = [&](unsigned block_index, unsigned thread) {
-    blockIdx = dim3(block_index % grid.x, block_index / grid.x, 0);
-    threadIdx = dim3(thread, 0, 0);
-    kernel(args...);
-  };
-  const auto resume = [](unsigned thread) { threadIdx = dim3(thread, 0, 0); };
-  lockstep::emulation::RunGrid(grid.x * grid.y, block.x, body, resume);
-  return cudaSuccess;
+  return lockstep::emulation::Submit(config->stream, [=] {
+    blockDim = block;
+    gridDim = grid;
+    const auto body = [&](unsigned block_index, unsigned thread) {
+      blockIdx = dim3(block_index % grid.x, block_index / grid.x, 0);
+      threadIdx = dim3(thread, 0, 0);
+      kernel(args...);
+    };
+    const auto resume = [](unsigned thread) { threadIdx = dim3(thread, 0, 0); };
+    lockstep::emulation::RunGrid(grid.x * grid.y, block.x, body, resume);
+    return cudaSuccess;
+  });
 }
 
 inline void __syncthreads() { lockstep::emulation::SyncBlock(); }
@@ -84,24 +84,5 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
 
 inline unsigned __ballot_sync(unsigned mask, bool predicate) { return lockstep::emulation::Ballot(mask, predicate); }
 inline int __popc(unsigned bits) { return std::popcount(bits); }
-
-// Memory of the "device" is the host's.
-enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
-inline cudaError_t cudaMalloc(void** pointer, size_t bytes) {
-  *pointer = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
-  return *pointer == nullptr && bytes > 0 ? cudaErrorMemoryAllocation : cudaSuccess;
-}
-inline cudaError_t cudaFree(void* pointer) {
-  std::free(pointer);
-  return cudaSuccess;
-}
-inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
-  if (bytes > 0) std::memcpy(to, from, bytes);
-  return cudaSuccess;
-}
-inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
-inline const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaSuccess ? "no error" : "the emulated runtime refused the call";
-}
 
 #endif  // LOCKSTEP_ENGINE_KERNELS_CUDA_EMULATION_CUDA_RUNTIME_H_
