@@ -1,12 +1,14 @@
 #include "engine/cuda/device.h"
 
+#include <string>
+
 #include "absl/strings/str_cat.h"
 
 namespace lockstep::cuda {
 namespace {
 
 // "device memory for weights: 12 MiB do not fit, 3 of 80 MiB are free; ..."
-absl::Status OutOfMemory(size_t bytes, std::string_view purpose) {
+absl::Status OutOfMemory(size_t bytes, absl::string_view purpose) {
   size_t free_bytes = 0, total_bytes = 0;
   static_cast<void>(cudaMemGetInfo(&free_bytes, &total_bytes));
   return absl::ResourceExhaustedError(absl::StrCat(
@@ -16,7 +18,7 @@ absl::Status OutOfMemory(size_t bytes, std::string_view purpose) {
 
 }  // namespace
 
-absl::Status CudaStatus(cudaError_t error, std::string_view doing) {
+absl::Status CudaStatus(cudaError_t error, absl::string_view doing) {
   if (error == cudaSuccess) return absl::OkStatus();
   const std::string text = absl::StrCat(doing, ": ", cudaGetErrorName(error), ": ", cudaGetErrorString(error));
   if (error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(text);
@@ -30,7 +32,7 @@ absl::StatusOr<DeviceMemory> ReadDeviceMemory() {
   return memory;
 }
 
-absl::StatusOr<DeviceBuffer> DeviceBuffer::Allocate(size_t bytes, std::string_view purpose) {
+absl::StatusOr<DeviceBuffer> DeviceBuffer::Allocate(size_t bytes, absl::string_view purpose) {
   DeviceBuffer buffer;
   const cudaError_t error = cudaMalloc(&buffer.data_, bytes);
   if (error == cudaErrorMemoryAllocation) {
@@ -50,7 +52,7 @@ absl::Status DeviceBuffer::Zero(const Stream& stream) const {
   return CudaStatus(cudaMemsetAsync(data_, 0, bytes_, stream.get()), "clearing device memory");
 }
 
-absl::StatusOr<PinnedBuffer> PinnedBuffer::Allocate(size_t bytes, std::string_view purpose) {
+absl::StatusOr<PinnedBuffer> PinnedBuffer::Allocate(size_t bytes, absl::string_view purpose) {
   PinnedBuffer buffer;
   const cudaError_t error = cudaHostAlloc(&buffer.data_, bytes, cudaHostAllocDefault);
   if (error != cudaSuccess) {
@@ -103,7 +105,7 @@ Stream::~Stream() {
   if (stream_ != nullptr) static_cast<void>(cudaStreamDestroy(stream_));
 }
 
-absl::Status Stream::Wait(std::string_view doing) const { return CudaStatus(cudaStreamSynchronize(stream_), doing); }
+absl::Status Stream::Wait(absl::string_view doing) const { return CudaStatus(cudaStreamSynchronize(stream_), doing); }
 
 absl::Status Stream::WaitFor(const Event& event) const {
   return CudaStatus(cudaStreamWaitEvent(stream_, event.get(), 0), "waiting for an event on the device");

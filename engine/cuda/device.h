@@ -9,17 +9,17 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
-#include <string_view>
 #include <utility>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 
 namespace lockstep::cuda {
 
 // OK, or what the runtime says about `doing` ("copying the batch to the device").
-absl::Status CudaStatus(cudaError_t error, std::string_view doing);
+absl::Status CudaStatus(cudaError_t error, absl::string_view doing);
 
 // The results of a list of calls that put work on a stream. The first error is kept; the calls after it do no harm,
 // since a stream that has failed runs nothing.
@@ -52,7 +52,7 @@ class DeviceBuffer {
  public:
   DeviceBuffer() = default;
   // `purpose` is named in the error ("weights"). 0 bytes: no memory.
-  static absl::StatusOr<DeviceBuffer> Allocate(size_t bytes, std::string_view purpose);
+  static absl::StatusOr<DeviceBuffer> Allocate(size_t bytes, absl::string_view purpose);
   DeviceBuffer(DeviceBuffer&& other) noexcept { Swap(other); }
   DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
     DeviceBuffer(std::move(other)).Swap(*this);
@@ -82,7 +82,7 @@ class DeviceBuffer {
 class PinnedBuffer {
  public:
   PinnedBuffer() = default;
-  static absl::StatusOr<PinnedBuffer> Allocate(size_t bytes, std::string_view purpose);
+  static absl::StatusOr<PinnedBuffer> Allocate(size_t bytes, absl::string_view purpose);
   PinnedBuffer(PinnedBuffer&& other) noexcept { Swap(other); }
   PinnedBuffer& operator=(PinnedBuffer&& other) noexcept {
     PinnedBuffer(std::move(other)).Swap(*this);
@@ -142,7 +142,7 @@ class Stream {
   ~Stream();
 
   // Waits on the host for all work. `doing` names the work in the error: failures of kernels appear here.
-  absl::Status Wait(std::string_view doing) const;
+  absl::Status Wait(absl::string_view doing) const;
   // What comes after on this stream waits on the device for the event.
   absl::Status WaitFor(const Event& event) const;
   absl::Status CopyToDevice(void* device, const void* host, size_t bytes) const;
