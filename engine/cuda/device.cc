@@ -1,0 +1,148 @@
+#include "engine/cuda/device.h"
+
+#include <string>
+
+#include "absl/strings/str_cat.h"
+
+namespace lockstep::cuda {
+namespace {
+
+// "device memory for weights: 12 MiB do not fit, 3 of 80 MiB are free; ..."
+absl::Status OutOfMemory(size_t bytes, absl::string_view purpose) {
+  size_t free_bytes = 0, total_bytes = 0;
+  static_cast<void>(cudaMemGetInfo(&free_bytes, &total_bytes));
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "device memory for ", purpose, ": ", (bytes + (1 << 20) - 1) >> 20, " MiB do not fit, ", free_bytes >> 20, " of ",
+      total_bytes >> 20, " MiB are free; end other users of the device, or make the model, batch or cache smaller"));
+}
+
+}  // namespace
+
+absl::Status CudaStatus(cudaError_t error, absl::string_view doing) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  const std::string text = absl::StrCat(doing, ": ", cudaGetErrorName(error), ": ", cudaGetErrorString(error));
+  if (error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(text);
+  return absl::InternalError(text);
+}
+
+absl::StatusOr<DeviceMemory> ReadDeviceMemory() {
+  DeviceMemory memory;
+  const cudaError_t error = cudaMemGetInfo(&memory.free_bytes, &memory.total_bytes);
+  if (error != cudaSuccess) return CudaStatus(error, "reading the device's free memory");
+  return memory;
+}
+
+absl::StatusOr<DeviceBuffer> DeviceBuffer::Allocate(size_t bytes, absl::string_view purpose) {
+  DeviceBuffer buffer;
+  const cudaError_t error = cudaMalloc(&buffer.data_, bytes);
+  if (error == cudaErrorMemoryAllocation) {
+    static_cast<void>(cudaGetLastError());  // the next launch would return it again
+    return OutOfMemory(bytes, purpose);
+  }
+  if (error != cudaSuccess) return CudaStatus(error, absl::StrCat("allocating device memory for ", purpose));
+  buffer.bytes_ = bytes;
+  return buffer;
+}
+
+DeviceBuffer::~DeviceBuffer() {
+  if (data_ != nullptr) static_cast<void>(cudaFree(data_));
+}
+
+absl::Status DeviceBuffer::Zero(const Stream& stream) const {
+  return CudaStatus(cudaMemsetAsync(data_, 0, bytes_, stream.get()), "clearing device memory");
+}
+
+absl::StatusOr<PinnedBuffer> PinnedBuffer::Allocate(size_t bytes, absl::string_view purpose) {
+  PinnedBuffer buffer;
+  const cudaError_t error = cudaHostAlloc(&buffer.data_, bytes, cudaHostAllocDefault);
+  if (error != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());
+    return CudaStatus(error, absl::StrCat("allocating ", bytes, " bytes of pinned memory for ", purpose));
+  }
+  buffer.bytes_ = bytes;
+  return buffer;
+}
+
+PinnedBuffer::~PinnedBuffer() {
+  if (data_ != nullptr) static_cast<void>(cudaFreeHost(data_));
+}
+
+absl::StatusOr<Event> Event::Create() {
+  Event event;
+  const cudaError_t error = cudaEventCreateWithFlags(&event.event_, cudaEventDisableTiming);
+  if (error != cudaSuccess) return CudaStatus(error, "creating an event");
+  return event;
+}
+
+Event::~Event() {
+  if (event_ != nullptr) static_cast<void>(cudaEventDestroy(event_));
+}
+
+absl::Status Event::Record(const Stream& stream) const {
+  return CudaStatus(cudaEventRecord(event_, stream.get()), "recording an event");
+}
+
+absl::Status Event::Wait() const { return CudaStatus(cudaEventSynchronize(event_), "waiting for the device"); }
+
+absl::StatusOr<bool> Event::Happened() const {
+  const cudaError_t error = cudaEventQuery(event_);
+  if (error == cudaErrorNotReady) {
+    static_cast<void>(cudaGetLastError());
+    return false;
+  }
+  if (error != cudaSuccess) return CudaStatus(error, "asking for an event");
+  return true;
+}
+
+absl::StatusOr<Stream> Stream::Create() {
+  Stream stream;
+  const cudaError_t error = cudaStreamCreateWithFlags(&stream.stream_, cudaStreamNonBlocking);
+  if (error != cudaSuccess) return CudaStatus(error, "creating a stream");
+  return stream;
+}
+
+Stream::~Stream() {
+  if (stream_ != nullptr) static_cast<void>(cudaStreamDestroy(stream_));
+}
+
+absl::Status Stream::Wait(absl::string_view doing) const { return CudaStatus(cudaStreamSynchronize(stream_), doing); }
+
+absl::Status Stream::WaitFor(const Event& event) const {
+  return CudaStatus(cudaStreamWaitEvent(stream_, event.get(), 0), "waiting for an event on the device");
+}
+
+absl::Status Stream::CopyToDevice(void* device, const void* host, size_t bytes) const {
+  return CudaStatus(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_), "copying to the device");
+}
+
+absl::Status Stream::CopyToHost(void* host, const void* device, size_t bytes) const {
+  return CudaStatus(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_), "copying from the device");
+}
+
+absl::Status Stream::CopyOnDevice(void* to, const void* from, size_t bytes) const {
+  return CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copying on the device");
+}
+
+absl::StatusOr<Graph> Graph::Capture(const Stream& stream, absl::FunctionRef<absl::Status()> enqueue) {
+  cudaError_t error = cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal);
+  if (error != cudaSuccess) return CudaStatus(error, "beginning a graph");
+  const absl::Status enqueued = enqueue();
+  cudaGraph_t recorded = nullptr;
+  error = cudaStreamEndCapture(stream.get(), &recorded);  // also where it failed: the stream must run again
+  Graph graph;
+  if (enqueued.ok() && error == cudaSuccess) error = cudaGraphInstantiate(&graph.exec_, recorded, 0);
+  if (recorded != nullptr) static_cast<void>(cudaGraphDestroy(recorded));
+  if (!enqueued.ok()) return enqueued;
+  if (error != cudaSuccess) return CudaStatus(error, "making a graph");
+  return graph;
+}
+
+Graph::~Graph() {
+  if (exec_ != nullptr) static_cast<void>(cudaGraphExecDestroy(exec_));
+}
+
+absl::Status Graph::Launch(const Stream& stream) const {
+  return CudaStatus(cudaGraphLaunch(exec_, stream.get()), "starting a graph");
+}
+
+}  // namespace lockstep::cuda
