@@ -131,7 +131,7 @@ absl::Status DecodeStep::SetRows(std::span<const Row> rows) {
   max_position_ = 0;
   for (int64_t i = 0; i < bucket; ++i) {
     const bool padded = i >= count;
-    const Row row = padded ? Row{.sampling = {.temperature = 0}} : rows[static_cast<size_t>(i)];
+    const Row row = padded ? Row{.pages = {}, .sampling = {.temperature = 0}} : rows[static_cast<size_t>(i)];
     const auto pages = static_cast<int64_t>(row.pages.size());
     LOCKSTEP_CHECK(row.from < rows_, "a row goes on from a row of the last step");
     LOCKSTEP_CHECK(row.token >= 0 && row.token < config.vocab_size, "token id outside the vocabulary");
