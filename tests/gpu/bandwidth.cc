@@ -6,8 +6,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <string>
 #include <vector>
 
+#include "engine/kernels/cuda/attention.h"
 #include "engine/kernels/cuda/kernels.h"
 
 namespace lockstep::cuda {
@@ -59,6 +61,55 @@ void Row(const char* name, double bytes, const std::function<cudaError_t()>& cal
   if (copy_bandwidth == 0) copy_bandwidth = bandwidth;
   std::printf("%-28s %10.1f us %10.1f GB/s %8.0f%%\n", name, seconds * 1e6, bandwidth * 1e-9,
               bandwidth / copy_bandwidth * 100);
+}
+
+// Attention against two limits: decode by the bytes of keys and values that it reads, training by the operations of its
+// products (half of the scores, being causal), printed as TFLOP/s in place of a fraction.
+void MeasureAttention(Numerics numerics, const char* name) {
+  const AttentionShape shape = {32, 8, 128, 0.088f};
+  const DType half = DType::kF16;
+  const int64_t batch = 64, context = 4096, pages = batch * context / kPageTokens;
+  const int64_t wide = shape.num_heads * shape.head_dim, narrow = shape.num_kv_heads * shape.head_dim;
+  const auto upload = [](const std::vector<int32_t>& values) {
+    int32_t* data = static_cast<int32_t*>(Bytes(static_cast<int64_t>(values.size()) * 4));
+    Must(cudaMemcpy(data, values.data(), values.size() * 4, cudaMemcpyHostToDevice), "copy");
+    return data;
+  };
+  std::vector<int32_t> table(static_cast<size_t>(pages)), sequences(static_cast<size_t>(batch));
+  for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int32_t>(i * 7919 % table.size());
+  for (size_t i = 0; i < sequences.size(); ++i) sequences[i] = static_cast<int32_t>(i);
+  const std::vector<int32_t> last(static_cast<size_t>(batch), static_cast<int32_t>(context - 1));
+  const int64_t kv_bytes = 2 * batch * context * narrow;
+  const PagedView view = {
+      upload(table), context / kPageTokens, upload(sequences), upload(last), Bytes(kv_bytes), Bytes(kv_bytes), batch};
+  for (const int64_t rows : {int64_t{1}, int64_t{8}, batch}) {
+    PagedView some = view;
+    some.decode_rows = rows;
+    const Tensor q = Matrix(half, rows, wide), out = Matrix(half, rows, wide);
+    void* scratch = Bytes(AttentionPagedScratchBytes(shape, half, rows, context - 1, numerics) + 16);
+    char text[64];
+    std::snprintf(text, sizeof(text), "decode %d x 4096 %s", static_cast<int>(rows), name);
+    Row(text, 4.0 * static_cast<double>(rows * context * narrow),
+        [&] { return AttentionPaged(shape, q, some, context - 1, numerics, scratch, out, {}); });
+  }
+  const int64_t t = 16384, length = 4096;
+  const Tensor q = Matrix(half, t, wide), k = Matrix(half, t, narrow), v = Matrix(half, t, narrow),
+               out = Matrix(half, t, wide), lse = Matrix(DType::kF32, t, shape.num_heads),
+               d_out = Matrix(half, t, wide), d_q = Matrix(half, t, wide), d_k = Matrix(half, t, narrow),
+               d_v = Matrix(half, t, narrow);
+  const int32_t* cu = upload({0, 4096, 8192, 12288, 16384});
+  float* scratch = static_cast<float*>(Bytes(AttentionBackwardScratch(shape, t) * 4));
+  const double product = static_cast<double>(t) * static_cast<double>(length) * static_cast<double>(wide);
+  const auto flops = [&](const char* what, double operations, const std::function<cudaError_t()>& call) {
+    const double seconds = Seconds(call);
+    std::printf("%-28s %10.1f us %10.1f TFLOP/s\n", what, seconds * 1e6, operations / seconds * 1e-12);
+  };
+  flops((std::string("attention ") + name).c_str(), 2 * product,
+        [&] { return AttentionPacked(shape, q, k, v, cu, 4, length, numerics, out, lse, {}); });
+  flops((std::string("attention_backward ") + name).c_str(), 5 * product, [&] {
+    return AttentionPackedBackward(shape, d_out, q, k, v, out, lse, cu, 4, length, numerics, d_q, d_k, d_v, scratch,
+                                   {});
+  });
 }
 
 void Measure() {
@@ -126,6 +177,8 @@ void Measure() {
   StepControl* control = static_cast<StepControl*>(Bytes(sizeof(StepControl)));
   Row("grad_norm", size(n * 4), [&] { return GradNorm(grad, n, 1, 1, partial, control, {}); });
   Row("adamw", size(n * 30), [&] { return AdamW({.lr = 1e-3f}, control, param, m, v, grad, n, half, from, {}); });
+  MeasureAttention(Numerics::kMatched, "matched");
+  MeasureAttention(Numerics::kNative, "native");
 }
 
 }  // namespace

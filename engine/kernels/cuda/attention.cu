@@ -480,6 +480,9 @@ cudaError_t AttentionPaged(const AttentionShape& shape, const Tensor& q, const P
   CheckLength(max_position);
   CheckLength(q.rows);
   LOCKSTEP_CHECK(view.decode_rows >= 0 && view.decode_rows <= q.rows, "decode rows are the first of the call's rows");
+  LOCKSTEP_CHECK(
+      reinterpret_cast<uintptr_t>(view.key_pages) % 16 == 0 && reinterpret_cast<uintptr_t>(view.value_pages) % 16 == 0,
+      "pages begin at multiples of 16 bytes");
   if (q.dtype == DType::kF32) return AttentionPagedF32(shape, q, view, out, stream);
   return WithAttentionTypes(
       q.dtype, shape.head_dim, numerics,

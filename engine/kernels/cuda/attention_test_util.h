@@ -28,6 +28,12 @@ inline Matrix AlignedMatrix(DType dtype, int64_t rows, int64_t cols, uint32_t se
   return matrix;
 }
 
+inline Matrix AlignedCopy(const Matrix& from) {
+  Matrix copy = AlignedMatrix(from.view.dtype, from.view.rows, from.view.cols);
+  std::memcpy(copy.buffer.data(), from.buffer.data(), from.buffer.bytes());
+  return copy;
+}
+
 // Half a step of the storage type, relative.
 inline double HalfStep(DType dtype) { return dtype == DType::kF32 ? 0x1p-24 : dtype == DType::kF16 ? 0x1p-11 : 0x1p-8; }
 
