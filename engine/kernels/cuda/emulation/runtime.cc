@@ -1,6 +1,7 @@
 #include "engine/kernels/cuda/emulation/runtime.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -27,6 +28,7 @@ struct CUstream_st {
 struct CUevent_st {
   CUstream_st* stream = nullptr;  // null: never recorded, or on the null stream: it has happened
   uint64_t after = 0;             // it happens when the stream has done so many
+  std::chrono::steady_clock::time_point recorded = {};
 };
 
 namespace lockstep::emulation {
@@ -380,7 +382,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   if (stream != nullptr && stream->capture != nullptr) return cudaErrorStreamCaptureUnsupported;
-  *event = {stream, stream == nullptr ? 0 : stream->submitted};
+  *event = {stream, stream == nullptr ? 0 : stream->submitted, std::chrono::steady_clock::now()};
   return TheMachine().lost;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) { return DrainEvent(event); }
@@ -389,6 +391,15 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
   Drain(event->stream, event->stream->done + 1);
   if (TheMachine().lost != cudaSuccess) return TheMachine().lost;
   return event->stream->done >= event->after ? cudaSuccess : cudaErrorNotReady;
+}
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+  if (begin->recorded.time_since_epoch().count() == 0 || end->recorded.time_since_epoch().count() == 0) {
+    return cudaErrorInvalidValue;
+  }
+  if (DrainEvent(begin) == cudaSuccess && DrainEvent(end) == cudaSuccess) {
+    *milliseconds = std::max(1e-3f, std::chrono::duration<float, std::milli>(end->recorded - begin->recorded).count());
+  }
+  return TheMachine().lost;
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {

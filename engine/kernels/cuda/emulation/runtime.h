@@ -105,6 +105,7 @@ enum cudaStreamCaptureMode {
 };
 inline constexpr unsigned cudaHostAllocDefault = 0;
 inline constexpr unsigned cudaStreamNonBlocking = 1;
+inline constexpr unsigned cudaEventDefault = 0;
 inline constexpr unsigned cudaEventDisableTiming = 2;
 
 cudaError_t cudaMalloc(void** pointer, size_t bytes);
@@ -144,6 +145,8 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 // Each call runs one piece of the work that the event waits for.
 cudaError_t cudaEventQuery(cudaEvent_t event);
+// Of the host's clock, between the two calls of cudaEventRecord: a number above 0, and no measure of a device.
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end);
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
