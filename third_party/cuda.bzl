@@ -8,7 +8,7 @@ comes after them; -fmad=false, since multiply-adds are written out, as on the CP
 are the IEEE ones by default.
 """
 
-load("@cuda//:defs.bzl", "CUDA_HOME", "CUDA_VERSION")
+load("@cuda//:defs.bzl", "CUDA_HOME", "CUDA_VERSION", "HAS_CUBLASLT")
 
 def _cuda_object_impl(ctx):
     source = ctx.file.src
@@ -93,6 +93,11 @@ def cuda_library(name, srcs, hdrs, deps):
 def if_cuda(rule, name, **kwargs):
     """The target rule(name, **kwargs) where there is a toolkit, none where there is not."""
     if CUDA_HOME:
+        rule(name = name, **kwargs)
+
+def if_cublaslt(rule, name, **kwargs):
+    """The target rule(name, **kwargs) where the toolkit has cuBLASLt's header, none where it has not."""
+    if HAS_CUBLASLT:
         rule(name = name, **kwargs)
 
 def cuda_emulated_library(name, srcs, hdrs, deps):

@@ -14,6 +14,14 @@ cc_library(
     linkopts = ["-L{home}/lib64", "-lcudart_static", "-ldl", "-lrt", "-lpthread"],
     deps = [":headers"],
 )
+
+# Half a gigabyte: loaded when it is first wanted (engine/kernels/cuda/cublaslt_library.h), from the toolkit where the
+# loader finds no other. A binary neither carries nor needs it.
+cc_library(
+    name = "cublaslt",
+    linkopts = ["-Wl,-rpath,{home}/lib64", "-ldl"],
+    deps = [":headers"],
+)
 """
 
 def _cuda_toolkit_impl(ctx):
@@ -25,7 +33,11 @@ def _cuda_toolkit_impl(ctx):
             version = result.stdout.strip().split("\n")[-1]
     if not version:
         home = ""
-    ctx.file("defs.bzl", "CUDA_HOME = %r\nCUDA_VERSION = %r\n" % (home, version))
+    has_cublaslt = bool(home) and ctx.path(home + "/include/cublasLt.h").exists
+    ctx.file(
+        "defs.bzl",
+        "CUDA_HOME = %r\nCUDA_VERSION = %r\nHAS_CUBLASLT = %r\n" % (home, version, has_cublaslt),
+    )
     if home:
         ctx.symlink(home + "/include", "include")
     ctx.file("BUILD", _BUILD.format(home = home) if home else "")
