@@ -9,7 +9,7 @@ comes after them; -fmad=false, since multiply-adds are written out, as on the CP
 are the IEEE ones by default.
 """
 
-load("@cuda//:defs.bzl", "CUDA_HOME", "CUDA_VERSION", "NCCL_HOME")
+load("@cuda//:defs.bzl", "CUDA_HOME", "CUDA_VERSION", "HAS_CUBLASLT", "NCCL_HOME")
 
 def _cuda_object_impl(ctx):
     source = ctx.file.src
@@ -107,6 +107,11 @@ def nccl_or_none(nccl, nccl_deps, none):
 def if_nccl(rule, name, **kwargs):
     """The target rule(name, **kwargs) where there are a toolkit and NCCL, none where there are not."""
     if NCCL_HOME:
+        rule(name = name, **kwargs)
+
+def if_cublaslt(rule, name, **kwargs):
+    """The target rule(name, **kwargs) where the toolkit has cuBLASLt's header, none where it has not."""
+    if HAS_CUBLASLT:
         rule(name = name, **kwargs)
 
 def cuda_emulated_library(name, srcs, hdrs, deps):

@@ -14,6 +14,14 @@ cc_library(
     linkopts = ["-L{home}/lib64", "-lcudart_static", "-ldl", "-lrt", "-lpthread"],
     deps = [":headers"],
 )
+
+# Half a gigabyte: loaded when it is first wanted (engine/kernels/cuda/cublaslt_library.h), from the toolkit where the
+# loader finds no other. A binary neither carries nor needs it.
+cc_library(
+    name = "cublaslt",
+    linkopts = ["-Wl,-rpath,{home}/lib64", "-ldl"],
+    deps = [":headers"],
+)
 """
 
 # Its header; the library is loaded when it is used (weight_sync/nccl_api.h).
@@ -44,7 +52,12 @@ def _cuda_toolkit_impl(ctx):
     if not version:
         home = ""
     nccl_home = _nccl_home(ctx, home) if home else ""
-    ctx.file("defs.bzl", "CUDA_HOME = %r\nCUDA_VERSION = %r\nNCCL_HOME = %r\n" % (home, version, nccl_home))
+    has_cublaslt = bool(home) and ctx.path(home + "/include/cublasLt.h").exists
+    ctx.file(
+        "defs.bzl",
+        "CUDA_HOME = %r\nCUDA_VERSION = %r\nNCCL_HOME = %r\nHAS_CUBLASLT = %r\n" %
+        (home, version, nccl_home, has_cublaslt),
+    )
     build = ""
     if home:
         ctx.symlink(home + "/include", "include")

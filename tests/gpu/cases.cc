@@ -7,6 +7,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cinttypes>
 #include <cmath>
 #include <cstdio>
@@ -18,6 +19,7 @@
 #include "engine/base/philox.h"
 #include "engine/kernels/contract.h"
 #include "engine/kernels/cuda/attention.h"
+#include "engine/kernels/cuda/gemm.h"
 #include "engine/kernels/cuda/kernels.h"
 #include "engine/kernels/cuda/kv_pages.h"
 #include "engine/kernels/cuda/low_rank.h"
@@ -101,7 +103,9 @@ struct DeviceMatrix {
   Memory memory;
   Tensor view;
   DeviceMatrix(DType dtype, int64_t rows, int64_t cols, uint64_t seed, float sigma = 1)
-      : memory(Encode(dtype, Values(rows * cols, seed, sigma))), view(memory.As<void>(), dtype, rows, cols) {}
+      : DeviceMatrix(dtype, rows, cols, Values(rows * cols, seed, sigma)) {}
+  DeviceMatrix(DType dtype, int64_t rows, int64_t cols, const std::vector<float>& values)
+      : memory(Encode(dtype, values)), view(memory.As<void>(), dtype, rows, cols) {}
 };
 
 const char* Name(DType dtype) {
@@ -289,6 +293,80 @@ void Optimizers(DType dtype) {
   Report("adamw_m", Name(dtype), m.memory);
   Report("adamw_v", Name(dtype), v.memory);
   Report("adamw_copy", Name(dtype), copy.memory);
+}
+
+// Quarters up to 7/4: sums of some thousand products are exact in FP32 in any order, so tensor cores have to give the
+// bits that the emulation gives.
+std::vector<float> Coarse(int64_t n, uint64_t seed) {
+  std::vector<float> values = Values(n, seed);
+  for (float& value : values) value = std::rint(value * 2) / 4;
+  return values;
+}
+
+// Linear and its backward products, of matrices with and without 16-byte rows.
+void Gemms(DType dtype) {
+  const int64_t rows = 37, n = 72, k = 328;
+  const DeviceMatrix x(dtype, rows, k, Coarse(rows * k, 1)), w(dtype, n, k, Coarse(n * k, 2)),
+      bias(dtype, 1, n, Coarse(n, 3)), d_out(dtype, rows, n, Coarse(rows * n, 4));
+  for (const GemmTile tile : {GemmTile::kSkinny, GemmTile::k64, GemmTile::k128}) {
+    const auto gemm = MakeMatchedGemm(tile);
+    const int64_t name = static_cast<int64_t>(tile);
+    for (const int64_t from : {0, 3}) {
+      const Tensor part = x.view.Cols(from, k - 7), weight = w.view.Cols(from, k - 7);
+      const DeviceMatrix out(dtype, rows, n, 5), d_x(dtype, rows, k, 6), d_w(DType::kF32, n, k, 7),
+          d_bias(DType::kF32, 1, n, 8);
+      Must(gemm->Linear(part, weight, bias.view, out.view, out.view, {}), "linear");
+      Report(Sized("linear", name).c_str(), Name(dtype), out.memory);
+      Must(gemm->LinearBackwardInput(d_out.view, weight, d_x.view.Cols(from, k - 7), true, {}), "linear_d_x");
+      Report(Sized("linear_d_x", name).c_str(), Name(dtype), d_x.memory);
+      Must(gemm->LinearBackwardWeight(d_out.view, part, d_w.view.Cols(from, k - 7), d_bias.view, {}), "linear_d_w");
+      Report(Sized("linear_d_w", name).c_str(), Name(dtype), d_w.memory);
+      Report(Sized("linear_d_bias", name).c_str(), Name(dtype), d_bias.memory);
+    }
+  }
+}
+
+void ExpertGemms(DType dtype) {
+  const std::vector<int32_t> offsets = {0, 0, 3, 3, 31, 33};
+  const int64_t rows = 37, n = 40, k = 136, num_experts = 5;
+  const Memory device_offsets(offsets);
+  const ExpertRows experts = {device_offsets.As<int32_t>(), num_experts};
+  const DeviceMatrix x(dtype, rows, k, Coarse(rows * k, 1)), d_out(dtype, rows, n, Coarse(rows * n, 2)),
+      w(dtype, num_experts * n, k, Coarse(num_experts * n * k, 3));
+  const DeviceMatrix out(dtype, rows, n, 4), d_x(dtype, rows, k, 5), d_w(DType::kF32, num_experts * n, k, 6);
+  const auto gemm = MakeMatchedGemm();
+  Must(gemm->GroupedLinear(x.view, w.view, experts, out.view, {}), "experts");
+  Report("experts", Name(dtype), out.memory);
+  Must(gemm->GroupedLinearBackwardInput(d_out.view, w.view, experts, d_x.view, false, {}), "experts_d_x");
+  Report("experts_d_x", Name(dtype), d_x.memory);
+  Must(gemm->GroupedLinearBackwardWeight(d_out.view, x.view, experts, d_w.view, {}), "experts_d_w");
+  Report("experts_d_w", Name(dtype), d_w.memory);
+}
+
+// The matched contract where sums do round, and over magnitudes from 2^-14 to 2^9: the bytes of one row in every tile,
+// among other rows and alone. 1 for each that is equal; the bits themselves are the device's own.
+void GemmRows(DType dtype) {
+  const int64_t rows = 70, n = 136, k = 648;
+  std::vector<float> left = Values(rows * k, 1), right = Values(n * k, 2);
+  for (size_t i = 0; i < left.size(); ++i) left[i] = std::ldexp(left[i], static_cast<int>(i * 7 % 22) - 14);
+  for (size_t i = 0; i < right.size(); ++i) right[i] = std::ldexp(right[i], static_cast<int>(i * 5 % 22) - 14);
+  const DeviceMatrix x(dtype, rows, k, left), w(dtype, n, k, right), alone(DType::kF32, 1, n, 3);
+  Must(MakeMatchedGemm()->Linear(x.view.Rows(41, 1), w.view, {}, {}, alone.view, {}), "linear");
+  Must(cudaDeviceSynchronize(), "linear");
+  const auto expected = alone.memory.Read<float>();
+  std::vector<int32_t> equal;
+  for (const GemmTile tile : {GemmTile::kAutomatic, GemmTile::kSkinny, GemmTile::k64, GemmTile::k128}) {
+    for (const int64_t begin : {0, 30, 41}) {
+      const int64_t count = std::min<int64_t>(rows - begin, begin == 30 ? 12 : rows);
+      const DeviceMatrix out(DType::kF32, count, n, 4);
+      Must(MakeMatchedGemm(tile)->Linear(x.view.Rows(begin, count), w.view, {}, {}, out.view, {}), "linear");
+      Must(cudaDeviceSynchronize(), "linear");
+      const auto all = out.memory.Read<float>();
+      const float* row = all.data() + (41 - begin) * n;
+      equal.push_back(std::memcmp(row, expected.data(), static_cast<size_t>(n) * sizeof(float)) == 0 ? 1 : 0);
+    }
+  }
+  Report("linear_rows_equal", Name(dtype), Memory(equal));
 }
 
 void LogProbs() {
@@ -509,6 +587,9 @@ int main() {
     cuda::KvPageCopies(dtype);
     cuda::Optimizers(dtype);
     cuda::Attentions(dtype);
+    cuda::Gemms(dtype);
+    cuda::ExpertGemms(dtype);
+    cuda::GemmRows(dtype);
   }
   cuda::Routers();
   cuda::LogProbs();
