@@ -104,6 +104,10 @@ def nccl_or_none(nccl, nccl_deps, none):
     """The same for NCCL."""
     return ([nccl], nccl_deps) if NCCL_HOME else ([none], [])
 
+def cublaslt_or_none(cublaslt, cublaslt_deps, none):
+    """The same for cuBLASLt."""
+    return ([cublaslt], cublaslt_deps) if HAS_CUBLASLT else ([none], [])
+
 def if_nccl(rule, name, **kwargs):
     """The target rule(name, **kwargs) where there are a toolkit and NCCL, none where there are not."""
     if NCCL_HOME:

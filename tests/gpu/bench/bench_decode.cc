@@ -101,7 +101,7 @@ absl::Status BenchDecode(const BenchOptions& options, const std::string& shape, 
   if (!config.ok()) return config.status();
   const auto model = MakeModel(options, *config, stream);
   tables.Begin(
-      absl::StrCat("Decode of ", shape, ", ", DTypeName(options.dtype), ", context ", options.context),
+      absl::StrCat("Decode of ", shape, ", ", std::string(DTypeName(options.dtype)), ", context ", options.context),
       {"numerics", "batch", "step", "tokens/s", "limit by bytes", "of it", "limit by FLOP", "time against native"});
   if (!model.ok()) {
     tables.NoRow("no model", model.status());

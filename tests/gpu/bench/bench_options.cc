@@ -94,6 +94,9 @@ absl::StatusOr<ParsedOptions> ParseOptions(int argc, char** argv) {
     if (absl::string_view(argv[i]) == "--tiny") continue;
     if (absl::Status status = ParseOne(argv[i], &parsed); !status.ok()) return status;
   }
+  for (const std::string& shape : parsed.bench.shapes) {
+    if (absl::Status status = ShapeOf(parsed.bench, shape).status(); !status.ok()) return status;
+  }
   return parsed;
 }
 

@@ -127,8 +127,8 @@ absl::Status BenchTrain(const BenchOptions& options, const std::string& shape, c
   if (!config.ok()) return config.status();
   const PackedBatch batch = MakeBatch(options, *config);
   auto state = MakeState(options, *config, stream);
-  tables.Begin(absl::StrCat("Training step of ", shape, ", ", DTypeName(options.dtype), ", ", options.train_tokens,
-                            " packed tokens, sequences of ", options.train_length),
+  tables.Begin(absl::StrCat("Training step of ", shape, ", ", std::string(DTypeName(options.dtype)), ", ",
+                            options.train_tokens, " packed tokens, sequences of ", options.train_length),
                {"numerics", "step", "tokens/s", "TFLOP/s", "of the matrix rate", "forward", "backward", "optimizer",
                 "optimizer's share of the bandwidth", "recompute", "time against native"});
   if (!state.ok()) {
