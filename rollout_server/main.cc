@@ -1,6 +1,7 @@
 // lockstep_rollout_server: flags, wiring, drain on SIGTERM; no logic.
 #include <cstdio>
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "absl/flags/flag.h"
@@ -11,9 +12,11 @@
 #include "engine/base/process.h"
 #include "engine/checkpoint/hf_folder.h"
 #include "engine/kernels/ops.h"
+#include "engine/model/kv_plan.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "google/protobuf/text_format.h"
 #include "proto/run_config.pb.h"
+#include "rollout_server/cpu_backend.h"
 #include "rollout_server/server.h"
 
 ABSL_FLAG(std::string, config, "", "resolved RunConfig, as protobuf text");
@@ -53,7 +56,24 @@ absl::StatusOr<v1::RunConfig> ReadConfig(const std::string& path) {
   return config;
 }
 
-absl::StatusOr<std::unique_ptr<RolloutServer>> StartFromFlags(StopSignal* stop) {
+// What on_failure was told; OK: nothing.
+class Failure {
+ public:
+  void Set(const absl::Status& status) {
+    const std::lock_guard lock(mutex_);
+    status_ = status;
+  }
+  absl::Status status() const {
+    const std::lock_guard lock(mutex_);
+    return status_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  absl::Status status_;
+};
+
+absl::StatusOr<std::unique_ptr<RolloutServer>> StartFromFlags(StopSignal* stop, Failure* failure) {
   absl::StatusOr<v1::RunConfig> config = ReadConfig(absl::GetFlag(FLAGS_config));
   if (!config.ok()) return config.status();
   const v1::RolloutConfig& rollout = config->rollout();
@@ -86,18 +106,23 @@ absl::StatusOr<std::unique_ptr<RolloutServer>> StartFromFlags(StopSignal* stop) 
   options.bind = absl::GetFlag(FLAGS_bind);
   options.port = absl::GetFlag(FLAGS_port);
   options.metrics_port = absl::GetFlag(FLAGS_metrics_port);
-  options.num_pages = *pages;
   options.limits = {.max_decode_rows = rollout.max_batch_size(),
                     .prefill_chunk_tokens = rollout.prefill_chunk_tokens()};
   options.max_groups_in_flight = rollout.max_groups_in_flight();
   options.numerics = config->numerics();
   options.on_drain = [stop] { stop->Request("Drain call"); };
+  options.on_failure = [stop, failure](const absl::Status& status) {
+    failure->Set(status);
+    stop->Request("the engine has failed");
+  };
   const Numerics numerics = config->numerics() == "matched" ? Numerics::kMatched : Numerics::kNative;
   LogInfo("model ", config->model().path(), " (", model.architecture, ", ", (*weights)->bytes() >> 20, " MiB in ",
           std::string(DTypeName(*dtype)), "), KV cache of ", *pages, " blocks (",
           *pages * static_cast<int64_t>(KvStorage::BytesPerPage(model, *dtype)) >> 20, " MiB), ", config->numerics(),
           " numerics, ", rollout.threads(), " threads");
-  return RolloutServer::Start(options, MakeCpuOps(numerics, static_cast<int>(rollout.threads())), *weights);
+  std::unique_ptr<StepBackend> backend =
+      MakeCpuBackend(model, *dtype, *pages, MakeCpuOps(numerics, static_cast<int>(rollout.threads())));
+  return RolloutServer::Start(options, std::move(backend), *weights);
 }
 
 absl::Status WriteAddressFiles(const RolloutServer& server) {
@@ -111,20 +136,25 @@ absl::Status WriteAddressFiles(const RolloutServer& server) {
   return absl::OkStatus();
 }
 
-int Fail(const absl::Status& status) {
+constexpr int kExitFailed = 1;
+constexpr int kExitCannotStart = 2;
+
+int Fail(const absl::Status& status, int exit_code) {
   std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
-  return 2;
+  return exit_code;
 }
 
 int Main() {
   SetLogName("rollout");
   StopSignal stop;
+  Failure failure;
   ParentWatch parent(absl::GetFlag(FLAGS_parent_pid), [&stop] { stop.Request("the parent process is gone"); });
-  absl::StatusOr<std::unique_ptr<RolloutServer>> server = StartFromFlags(&stop);
-  if (!server.ok()) return Fail(server.status());
-  if (absl::Status status = WriteAddressFiles(**server); !status.ok()) return Fail(status);
+  absl::StatusOr<std::unique_ptr<RolloutServer>> server = StartFromFlags(&stop, &failure);
+  if (!server.ok()) return Fail(server.status(), kExitCannotStart);
+  if (absl::Status status = WriteAddressFiles(**server); !status.ok()) return Fail(status, kExitCannotStart);
   LogInfo("serving on ", (*server)->address(), ", metrics on ", (*server)->metrics_address());
   stop.Wait();
+  if (const absl::Status status = failure.status(); !status.ok()) return Fail(status, kExitFailed);
   LogInfo("draining: ", stop.reason());
   const bool clean = (*server)->Drain(absl::Seconds(absl::GetFlag(FLAGS_drain_seconds)));
   LogInfo(clean ? "drained" : "drain time is over; what is left is handed back");
