@@ -172,7 +172,7 @@ absl::Status PrepareTraining(Rank0* rank0) {
   const bool needs_reference = rank0->trainer->needs_reference();
   if (needs_reference) {
     if (absl::Status status = LoadInitialWeights(setup, *rank0->trainer); !status.ok()) return status;
-    rank0->trainer->CaptureReference();
+    if (absl::Status status = rank0->trainer->CaptureReference(); !status.ok()) return status;
   }
   bool restored = needs_reference;
   if (absl::GetFlag(FLAGS_resume)) {

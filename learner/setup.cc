@@ -109,8 +109,7 @@ absl::Status LoadInitialAdapters(const LearnerSetup& setup, Trainer& trainer) {
   } else if (absl::Status status = LoadAdapter(adapter, *trainer.lora(), trainer.arena()); !status.ok()) {
     return status;
   }
-  trainer.RefreshWeights();
-  return absl::OkStatus();
+  return trainer.RefreshWeights();
 }
 
 }  // namespace
@@ -203,8 +202,7 @@ absl::Status LoadInitialWeights(const LearnerSetup& setup, Trainer& trainer) {
     load.progress = LogLoadProgress(path);
     if (absl::Status status = LoadHfArena(path, setup.model, trainer.arena(), load); !status.ok()) return status;
   }
-  trainer.RefreshWeights();
-  return absl::OkStatus();
+  return trainer.RefreshWeights();
 }
 
 }  // namespace lockstep

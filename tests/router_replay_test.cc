@@ -88,7 +88,7 @@ TrainMetrics Train(const ModelConfig& config, DType dtype, Numerics numerics, co
   auto trainer = Trainer::Create(options, ranks.get());
   EXPECT_TRUE(trainer.ok()) << trainer.status();
   InitializeArena(config, kSeed, 0.25f, (*trainer)->arena());
-  (*trainer)->RefreshWeights();
+  EXPECT_TRUE((*trainer)->RefreshWeights().ok());
   auto metrics = (*trainer)->Step(samples, updates);
   EXPECT_TRUE(metrics.ok()) << metrics.status();
   return *metrics;
