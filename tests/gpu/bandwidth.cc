@@ -11,6 +11,8 @@
 
 #include "engine/kernels/cuda/attention.h"
 #include "engine/kernels/cuda/kernels.h"
+#include "engine/kernels/cuda/low_rank.h"
+#include "engine/kernels/cuda/moe.h"
 
 namespace lockstep::cuda {
 namespace {
@@ -145,6 +147,28 @@ void Measure() {
   Row("rope_write_kv", size(t * qkv.cols * 6), [&] {
     return RopeWriteKv({heads, kv_heads, e}, qkv, bias, index, index, table, q, keys, values, {});
   });
+
+  // 8 of 128 experts, as many slots as tokens above; the slots of a token lie apart.
+  const int64_t experts = 128, top_k = 8, moe_tokens = t / top_k;
+  const Tensor router = Matrix(DType::kF32, moe_tokens, experts), combined = Matrix(half, moe_tokens, d);
+  int32_t* chosen = static_cast<int32_t*>(Bytes(t * 4));
+  float *chosen_weights = static_cast<float*>(Bytes(t * 4)), *dots = static_cast<float*>(Bytes(t * 4));
+  int32_t *slots = static_cast<int32_t*>(Bytes(t * 4)), *slot_tokens = static_cast<int32_t*>(Bytes(t * 4));
+  int32_t* offsets = static_cast<int32_t*>(Bytes((experts + 1) * 4));
+  Row("route_top_k", size(router.rows * experts * 4 + t * 8),
+      [&] { return RouteTopK(router, top_k, true, chosen, chosen_weights, {}); });
+  Row("assign_slots", size(t * 20), [&] {
+    return AssignSlots(chosen, chosen_weights, moe_tokens, top_k, experts, slots, slot_tokens, dots, offsets, {});
+  });
+  Row("gather_rows", size((t + moe_tokens) * d * 2), [&] { return GatherRows(combined, slot_tokens, nullptr, x, {}); });
+  Row("combine_rows", size((t + 2 * moe_tokens) * d * 2),
+      [&] { return CombineRows(x, slots, top_k, chosen_weights, combined, combined, {}); });
+  Row("row_dots", 2.0 * size(t * f * 2), [&] { return RowDots(activated, activated, slots, t, dots, {}); });
+
+  const int64_t rank = 16;
+  const Tensor a = Matrix(DType::kF32, rank, d), b = Matrix(DType::kF32, d, rank);
+  float* products = static_cast<float*>(Bytes(LowRankScratch(t, rank) * 4));
+  Row("low_rank_backward", 4.0 * size(t * d * 2), [&] { return LowRankBackward(out, x, a, b, 1, a, b, products, {}); });
 
   const int64_t logit_rows = 512;
   const Tensor logits = Matrix(DType::kF32, logit_rows, vocabulary);

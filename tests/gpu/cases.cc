@@ -19,6 +19,9 @@
 #include "engine/kernels/contract.h"
 #include "engine/kernels/cuda/attention.h"
 #include "engine/kernels/cuda/kernels.h"
+#include "engine/kernels/cuda/kv_pages.h"
+#include "engine/kernels/cuda/low_rank.h"
+#include "engine/kernels/cuda/moe.h"
 
 namespace lockstep::cuda {
 namespace {
@@ -187,6 +190,86 @@ void Activations(DType dtype) {
   Report("swiglu", Name(dtype), out.memory);
   Must(SwiGluBackward(d_out.view, gate_up.view, gradient.view, {}), "swiglu_backward");
   Report("swiglu_backward", Name(dtype), gradient.memory);
+}
+
+// The experts that a router chose, recorded, taken back with one other, and their slots.
+void Routers() {
+  const int64_t tokens = 29, n = 60, k = 6;
+  const DeviceMatrix logits(DType::kF32, tokens, n, 1, 2), d_logits(DType::kF32, tokens, n, 2);
+  const Memory products(Values(tokens * k, 3)), experts(sizeof(int32_t) * tokens * k),
+      weights(sizeof(float) * tokens * k);
+  for (const bool normalize : {true, false}) {
+    const std::string kind = normalize ? "_normalized" : "";
+    Must(RouteTopK(logits.view, k, normalize, experts.As<int32_t>(), weights.As<float>(), {}), "route_top_k");
+    Report("route_top_k", "fp32", experts);
+    Report(("route_top_k_weights" + kind).c_str(), "fp32", weights);
+    Must(RouteTopKBackward(logits.view, experts.As<int32_t>(), k, normalize, products.As<float>(), d_logits.view, {}),
+         "route_top_k_backward");
+    Report(("route_top_k_backward" + kind).c_str(), "fp32", d_logits.memory);
+  }
+  const RoutingPlace place = {2 * k, k, 1};
+  const Memory record(std::vector<uint8_t>(2 * tokens * k)), counts(std::vector<int64_t>(2));
+  Must(RecordExperts(experts.As<int32_t>(), tokens, k, place, record.As<uint8_t>(), {}), "record_experts");
+  Report("record_experts", "fp32", record);
+  auto given = record.Read<uint8_t>();
+  uint8_t& last = given[2 * k - 1];  // of the first token: another one that is still the last
+  last = static_cast<uint8_t>(last + 1 < n ? last + 1 : last - 1);
+  const Memory device_given(given), has_given(std::vector<uint8_t>(tokens, 1));
+  Must(TakeGivenExperts(device_given.As<uint8_t>(), has_given.As<uint8_t>(), place, tokens, k, true,
+                        experts.As<int32_t>(), counts.As<RoutingCounts>(), {}),
+       "take_given_experts");
+  Report("take_given_experts", "fp32", experts);
+  Report("take_given_experts_counts", "fp32", counts);
+  Must(RouteGiven(logits.view, experts.As<int32_t>(), k, true, weights.As<float>(), {}), "route_given");
+  Report("route_given", "fp32", weights);
+  const Memory slots(sizeof(int32_t) * tokens * k), slot_tokens(sizeof(int32_t) * tokens * k),
+      slot_weights(sizeof(float) * tokens * k), offsets(sizeof(int32_t) * (n + 1));
+  Must(AssignSlots(experts.As<int32_t>(), weights.As<float>(), tokens, k, n, slots.As<int32_t>(),
+                   slot_tokens.As<int32_t>(), slot_weights.As<float>(), offsets.As<int32_t>(), {}),
+       "assign_slots");
+  Report("assign_slots", "fp32", slots);
+  Report("assign_slots_tokens", "fp32", slot_tokens);
+  Report("assign_slots_weights", "fp32", slot_weights);
+  Report("assign_slots_offsets", "fp32", offsets);
+}
+
+void SlotRows(DType dtype) {
+  const int64_t tokens = 12, k = 2, d = 133;
+  std::vector<int32_t> in_turn(tokens * k);  // slot -> token, token -> slots: 7 and 24 have no common divisor
+  for (size_t i = 0; i < in_turn.size(); ++i) in_turn[i] = static_cast<int32_t>(i * 7 % in_turn.size());
+  const Memory slots(in_turn), rows(Ids(tokens * k, tokens, 1)), scale(Values(tokens * k, 2)),
+      dots(sizeof(float) * tokens * k);
+  const DeviceMatrix x(dtype, tokens, d, 3), copied(dtype, tokens * k, d, 4), scaled(dtype, tokens * k, d, 5),
+      out(dtype, tokens, d, 6);
+  Must(GatherRows(x.view, rows.As<int32_t>(), nullptr, copied.view, {}), "gather_rows");
+  Report("gather_rows", Name(dtype), copied.memory);
+  Must(GatherRows(x.view, rows.As<int32_t>(), scale.As<float>(), scaled.view, {}), "gather_rows");
+  Report("gather_rows_scaled", Name(dtype), scaled.memory);
+  Must(CombineRows(copied.view, slots.As<int32_t>(), k, scale.As<float>(), x.view, out.view, {}), "combine_rows");
+  Report("combine_rows", Name(dtype), out.memory);
+  Must(RowDots(copied.view, scaled.view, slots.As<int32_t>(), tokens * k, dots.As<float>(), {}), "row_dots");
+  Report("row_dots", Name(dtype), dots);
+}
+
+void LowRanks(DType dtype) {
+  const int64_t tokens = 70, rank = 11, n = 40, k = 133;
+  const DeviceMatrix d_out(dtype, tokens, n, 1), x(dtype, tokens, k, 2), a(DType::kF32, rank, k, 3),
+      b(DType::kF32, n, rank, 4), d_a(DType::kF32, rank, k, 5), d_b(DType::kF32, n, rank, 6);
+  const Memory scratch(sizeof(float) * static_cast<size_t>(LowRankScratch(tokens, rank)));
+  Must(LowRankBackward(d_out.view, x.view, a.view, b.view, 0.375f, d_a.view, d_b.view, scratch.As<float>(), {}),
+       "low_rank_backward");
+  Report("low_rank_backward_a", Name(dtype), d_a.memory);
+  Report("low_rank_backward_b", Name(dtype), d_b.memory);
+}
+
+void KvPageCopies(DType dtype) {
+  const int64_t kv_heads = 2, e = 24, pages = 3, layers = 2, row = kv_heads * e * kPageTokens;
+  const DeviceMatrix cache(dtype, layers * 2 * pages, row, 1);  // [layer][keys, values][page]
+  const auto half = static_cast<int64_t>(DTypeSize(dtype)) * pages * row;
+  Must(CopyKvPage({dtype, kv_heads, e, pages, layers, 2 * half, cache.view.data, cache.view.As<char>() + half}, 2, 0, 7,
+                  {}),
+       "copy_kv_page");
+  Report("copy_kv_page", Name(dtype), cache.memory);
 }
 
 void Optimizers(DType dtype) {
@@ -421,9 +504,13 @@ int main() {
     cuda::Norms(dtype);
     cuda::Rotary(dtype);
     cuda::Activations(dtype);
+    cuda::SlotRows(dtype);
+    cuda::LowRanks(dtype);
+    cuda::KvPageCopies(dtype);
     cuda::Optimizers(dtype);
     cuda::Attentions(dtype);
   }
+  cuda::Routers();
   cuda::LogProbs();
   cuda::Sampling();
   return 0;

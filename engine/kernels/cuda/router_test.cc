@@ -15,8 +15,8 @@ namespace {
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN(), kInf = std::numeric_limits<float>::infinity();
 
 // N and K: one expert, all of them, less than a warp, no whole warp, more chosen than a warp has threads.
-constexpr std::pair<int64_t, int64_t> kShapes[] = {{1, 1},  {4, 2},   {9, 9},   {32, 32}, {33, 5},
-                                                   {60, 4}, {64, 64}, {128, 8}, {130, 40}};
+constexpr std::pair<int64_t, int64_t> kShapes[] = {{1, 1},  {4, 2},  {9, 9},   {32, 32},
+                                                   {33, 5}, {60, 4}, {70, 40}, {128, 8}};
 
 class RouterTest : public testing::TestWithParam<bool> {
  protected:
@@ -98,7 +98,7 @@ TEST_P(RouterTest, EqualLogitsZerosInfinitiesAndNaNAreRankedAsOnTheCpu) {
   std::mt19937 random(3);
   for (const auto& [n, k] : kShapes) {
     // Few different values: most are ties. From no special ones to all of them.
-    for (const size_t values : {size_t{2}, size_t{4}, size_t{6}, kValues.size()}) {
+    for (const size_t values : {size_t{2}, size_t{6}, kValues.size()}) {
       Matrix logits(DType::kF32, 3, n);
       std::vector<float> z(static_cast<size_t>(3 * n));
       for (float& v : z) v = kValues[random() % values];

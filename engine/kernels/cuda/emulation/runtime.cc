@@ -40,6 +40,7 @@ struct Machine {
   int until_failure = -1;  // -1: none is to come
   cudaError_t failure = cudaSuccess;
   cudaError_t lost = cudaSuccess;  // what every call says once the device is lost
+  int device = 0;                  // the current one; all have the same memory
 
   bool Capturing() const {
     for (const CUstream_st* stream : streams) {
@@ -115,6 +116,11 @@ void FailWork(int skip, cudaError_t error) {
   m.until_failure = error == cudaSuccess ? -1 : skip;
 }
 
+Devices& TheDevices() {
+  static auto* const devices = new Devices;
+  return *devices;
+}
+
 size_t PendingWork() {
   size_t pending = 0;
   for (const CUstream_st* stream : TheMachine().streams) pending += stream->queue.size();
@@ -128,6 +134,7 @@ using lockstep::emulation::Drain;
 using lockstep::emulation::DrainAll;
 using lockstep::emulation::DrainEvent;
 using lockstep::emulation::Submit;
+using lockstep::emulation::TheDevices;
 using lockstep::emulation::TheMachine;
 
 cudaError_t cudaMalloc(void** pointer, size_t bytes) {
@@ -136,7 +143,8 @@ cudaError_t cudaMalloc(void** pointer, size_t bytes) {
   if (m.lost != cudaSuccess) return m.lost;
   if (m.Capturing()) return cudaErrorStreamCaptureUnsupported;
   if (bytes == 0) return cudaSuccess;
-  if (bytes > m.memory_limit - std::min(m.memory_limit, m.memory_in_use)) return cudaErrorMemoryAllocation;
+  const size_t used = m.memory_in_use + TheDevices().bytes_of_others;
+  if (bytes > m.memory_limit - std::min(m.memory_limit, used)) return cudaErrorMemoryAllocation;
   *pointer = Allocate(bytes);
   if (*pointer == nullptr) return cudaErrorMemoryAllocation;
   m.allocations[*pointer] = bytes;
@@ -171,8 +179,8 @@ cudaError_t cudaFreeHost(void* pointer) {
 cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
   const auto& m = TheMachine();
   *total_bytes = m.memory_limit;
-  *free_bytes = m.memory_limit - std::min(m.memory_limit, m.memory_in_use);
-  return m.lost;
+  *free_bytes = m.memory_limit - std::min(m.memory_limit, m.memory_in_use + TheDevices().bytes_of_others);
+  return m.lost != cudaSuccess ? m.lost : TheDevices().mem_get_info;
 }
 
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
@@ -207,11 +215,40 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
   });
 }
 
-cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = TheDevices().driver_version;
   return cudaSuccess;
 }
-cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = TheDevices().runtime_version;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDeviceCount(int* count) {
+  const auto& devices = TheDevices();
+  *count = devices.get_device_count == cudaSuccess ? devices.count : 0;
+  return devices.get_device_count;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  const auto& devices = TheDevices();
+  if (device < 0 || device >= devices.count) return cudaErrorInvalidDevice;
+  if (devices.get_device_properties != cudaSuccess) return devices.get_device_properties;
+  *properties = {};
+  std::strncpy(properties->name, devices.name, sizeof(properties->name) - 1);
+  properties->totalGlobalMem = TheMachine().memory_limit;
+  properties->major = devices.major;
+  properties->minor = devices.minor;
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int device) {
+  const auto& devices = TheDevices();
+  if (device < 0 || device >= devices.count) return cudaErrorInvalidDevice;
+  if (devices.set_device == cudaSuccess) TheMachine().device = device;
+  return devices.set_device;
+}
+cudaError_t cudaGetDevice(int* device) {
+  *device = TheMachine().device;
+  return TheDevices().get_device;
+}
 cudaError_t cudaDeviceSynchronize() {
   DrainAll();
   return TheMachine().lost;
@@ -226,20 +263,78 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorInvalidValue";
     case cudaErrorMemoryAllocation:
       return "cudaErrorMemoryAllocation";
+    case cudaErrorInitializationError:
+      return "cudaErrorInitializationError";
+    case cudaErrorStubLibrary:
+      return "cudaErrorStubLibrary";
+    case cudaErrorInsufficientDriver:
+      return "cudaErrorInsufficientDriver";
+    case cudaErrorCallRequiresNewerDriver:
+      return "cudaErrorCallRequiresNewerDriver";
+    case cudaErrorDevicesUnavailable:
+      return "cudaErrorDevicesUnavailable";
+    case cudaErrorInvalidDeviceFunction:
+      return "cudaErrorInvalidDeviceFunction";
     case cudaErrorNoDevice:
       return "cudaErrorNoDevice";
     case cudaErrorInvalidDevice:
       return "cudaErrorInvalidDevice";
+    case cudaErrorNoKernelImageForDevice:
+      return "cudaErrorNoKernelImageForDevice";
+    case cudaErrorECCUncorrectable:
+      return "cudaErrorECCUncorrectable";
+    case cudaErrorNvlinkUncorrectable:
+      return "cudaErrorNvlinkUncorrectable";
+    case cudaErrorJitCompilerNotFound:
+      return "cudaErrorJitCompilerNotFound";
+    case cudaErrorUnsupportedPtxVersion:
+      return "cudaErrorUnsupportedPtxVersion";
+    case cudaErrorContained:
+      return "cudaErrorContained";
     case cudaErrorNotReady:
       return "cudaErrorNotReady";
     case cudaErrorIllegalAddress:
       return "cudaErrorIllegalAddress";
+    case cudaErrorLaunchOutOfResources:
+      return "cudaErrorLaunchOutOfResources";
+    case cudaErrorLaunchTimeout:
+      return "cudaErrorLaunchTimeout";
+    case cudaErrorContextIsDestroyed:
+      return "cudaErrorContextIsDestroyed";
+    case cudaErrorAssert:
+      return "cudaErrorAssert";
+    case cudaErrorHardwareStackError:
+      return "cudaErrorHardwareStackError";
+    case cudaErrorIllegalInstruction:
+      return "cudaErrorIllegalInstruction";
+    case cudaErrorMisalignedAddress:
+      return "cudaErrorMisalignedAddress";
+    case cudaErrorInvalidAddressSpace:
+      return "cudaErrorInvalidAddressSpace";
+    case cudaErrorInvalidPc:
+      return "cudaErrorInvalidPc";
     case cudaErrorLaunchFailure:
       return "cudaErrorLaunchFailure";
+    case cudaErrorTensorMemoryLeak:
+      return "cudaErrorTensorMemoryLeak";
+    case cudaErrorNotSupported:
+      return "cudaErrorNotSupported";
+    case cudaErrorSystemNotReady:
+      return "cudaErrorSystemNotReady";
+    case cudaErrorSystemDriverMismatch:
+      return "cudaErrorSystemDriverMismatch";
+    case cudaErrorCompatNotSupportedOnDevice:
+      return "cudaErrorCompatNotSupportedOnDevice";
+    case cudaErrorMpsClientTerminated:
+      return "cudaErrorMpsClientTerminated";
     case cudaErrorStreamCaptureUnsupported:
       return "cudaErrorStreamCaptureUnsupported";
+    case cudaErrorExternalDevice:
+      return "cudaErrorExternalDevice";
+    case cudaErrorUnknown:
+      return "cudaErrorUnknown";
   }
-  return "cudaErrorUnknown";
+  return "unrecognized error code";
 }
 const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "the emulated runtime refused the call";
