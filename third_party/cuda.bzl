@@ -117,3 +117,34 @@ def cuda_emulated_library(name, srcs, hdrs, deps):
         textual_hdrs = srcs,
         deps = deps + ["//engine/kernels/cuda/emulation"],
     )
+
+def cuda_cc_library(name, srcs = [], hdrs = [], deps = [], cuda_deps = [], testonly = False):
+    """Host code over the runtime, twice: NAME for the GPU (none without a toolkit), emulated_NAME for tests.
+
+    Args:
+      name: of the cc_library.
+      srcs: .cc files that include cuda_runtime.h.
+      hdrs: their headers.
+      deps: targets that know nothing of CUDA.
+      cuda_deps: targets that are there twice as well, with or without their package.
+      testonly: of NAME; the other always is.
+    """
+    emulated = []
+    for dep in cuda_deps:
+        package, _, target = dep.rpartition(":")
+        emulated.append("%s:emulated_%s" % (package, target))
+    if CUDA_HOME:
+        native.cc_library(
+            name = name,
+            testonly = testonly,
+            srcs = srcs,
+            hdrs = hdrs,
+            deps = deps + cuda_deps + ["@cuda//:cudart"],
+        )
+    native.cc_library(
+        name = "emulated_" + name,
+        testonly = True,
+        srcs = srcs,
+        hdrs = hdrs,
+        deps = deps + emulated + ["//engine/kernels/cuda/emulation"],
+    )
