@@ -1,14 +1,15 @@
 """The CUDA toolkit as a repository, and libraries made of .cu files.
 
 The toolkit is CUDA_HOME where that is set, else /usr/local/cuda. Where there is no nvcc in it, @cuda is empty, the
-macros below make no targets, and everything else builds as it does with a toolkit.
+macros below make no targets, and everything else builds as it does with a toolkit. NCCL is that of NCCL_HOME where that
+is set, else the toolkit's, else the distribution's; without it only what needs it is absent.
 
 The compiler's flags are in nvcc.flags, which tests/gpu/run_all reads too: objects for sm_80 and sm_90a, and PTX for what
 comes after them; -fmad=false, since multiply-adds are written out, as on the CPU (-ffp-contract=off). Division and sqrt
 are the IEEE ones by default.
 """
 
-load("@cuda//:defs.bzl", "CUDA_HOME", "CUDA_VERSION")
+load("@cuda//:defs.bzl", "CUDA_HOME", "CUDA_VERSION", "NCCL_HOME")
 
 def _cuda_object_impl(ctx):
     source = ctx.file.src
@@ -93,6 +94,19 @@ def cuda_library(name, srcs, hdrs, deps):
 def if_cuda(rule, name, **kwargs):
     """The target rule(name, **kwargs) where there is a toolkit, none where there is not."""
     if CUDA_HOME:
+        rule(name = name, **kwargs)
+
+def cuda_or_none(cuda, cuda_deps, none):
+    """(srcs, deps): the source for builds with a toolkit and what it needs, or the one for builds without."""
+    return ([cuda], cuda_deps) if CUDA_HOME else ([none], [])
+
+def nccl_or_none(nccl, nccl_deps, none):
+    """The same for NCCL."""
+    return ([nccl], nccl_deps) if NCCL_HOME else ([none], [])
+
+def if_nccl(rule, name, **kwargs):
+    """The target rule(name, **kwargs) where there are a toolkit and NCCL, none where there are not."""
+    if NCCL_HOME:
         rule(name = name, **kwargs)
 
 def cuda_emulated_library(name, srcs, hdrs, deps):
