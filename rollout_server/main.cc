@@ -1,4 +1,5 @@
 // lockstep_rollout_server: flags, wiring, drain on SIGTERM; no logic.
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <mutex>
@@ -17,6 +18,7 @@
 #include "google/protobuf/text_format.h"
 #include "proto/run_config.pb.h"
 #include "rollout_server/cpu_backend.h"
+#include "rollout_server/device_backend.h"
 #include "rollout_server/server.h"
 
 ABSL_FLAG(std::string, config, "", "resolved RunConfig, as protobuf text");
@@ -25,6 +27,8 @@ ABSL_FLAG(std::string, bind, "127.0.0.1", "address to listen on");
 ABSL_FLAG(std::string, address_file, "", "file that gets \"host:port\" once the server serves");
 ABSL_FLAG(int32_t, metrics_port, 0, "port of /metrics; 0 takes a free one, -1 turns it off");
 ABSL_FLAG(std::string, metrics_address_file, "", "file that gets \"host:port\" of /metrics");
+ABSL_FLAG(int32_t, process, 0,
+          "number of this process among the run's on this machine; chooses the GPU, modulo their number");
 ABSL_FLAG(int32_t, parent_pid, 0, "process whose end drains this one; 0: none");
 ABSL_FLAG(double, drain_seconds, 30, "how long a drain waits for samples in flight");
 
@@ -46,6 +50,9 @@ absl::StatusOr<v1::RunConfig> ReadConfig(const std::string& path) {
   if (config.numerics() != "matched" && config.numerics() != "native") {
     return absl::InvalidArgumentError(
         absl::StrCat(path, ": numerics \"", config.numerics(), "\" is not matched or native"));
+  }
+  if (!config.device().empty() && config.device() != "cpu" && config.device() != "cuda") {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": device \"", config.device(), "\" is not cpu or cuda"));
   }
   if (rollout.threads() == 0 || rollout.max_batch_size() == 0 || rollout.prefill_chunk_tokens() == 0 ||
       rollout.max_groups_in_flight() == 0) {
@@ -73,6 +80,31 @@ class Failure {
   absl::Status status_;
 };
 
+absl::StatusOr<std::unique_ptr<StepBackend>> MakeBackend(const v1::RunConfig& config, const ModelConfig& model,
+                                                         DType dtype) {
+  const v1::RolloutConfig& rollout = config.rollout();
+  const int64_t longest = std::min<int64_t>(
+      model.max_position_embeddings,
+      std::max<int64_t>(config.data().max_prompt_tokens() + std::max(rollout.max_tokens(), config.eval().max_tokens()),
+                        kPageTokens));
+  const Numerics numerics = config.numerics() == "matched" ? Numerics::kMatched : Numerics::kNative;
+  if (config.device() == "cuda") {
+    DeviceBackendOptions options;
+    options.config = model;
+    options.dtype = dtype;
+    options.numerics = numerics;
+    options.kv_cache_mib = rollout.kv_cache_mib();
+    options.max_decode_rows = rollout.max_batch_size();
+    options.prefill_chunk_tokens = rollout.prefill_chunk_tokens();
+    options.max_sequence_tokens = longest;
+    return MakeDeviceBackend(options, absl::GetFlag(FLAGS_process));
+  }
+  const absl::StatusOr<int64_t> pages =
+      PlanKvPages(model, dtype, rollout.kv_cache_mib(), rollout.max_batch_size(), longest);
+  if (!pages.ok()) return pages.status();
+  return MakeCpuBackend(model, dtype, *pages, MakeCpuOps(numerics, static_cast<int>(rollout.threads())));
+}
+
 absl::StatusOr<std::unique_ptr<RolloutServer>> StartFromFlags(StopSignal* stop, Failure* failure) {
   absl::StatusOr<v1::RunConfig> config = ReadConfig(absl::GetFlag(FLAGS_config));
   if (!config.ok()) return config.status();
@@ -85,20 +117,15 @@ absl::StatusOr<std::unique_ptr<RolloutServer>> StartFromFlags(StopSignal* stop, 
   absl::StatusOr<std::shared_ptr<Weights>> weights = LoadHfWeights(config->model().path(), *dtype, load);
   if (!weights.ok()) return weights.status();
   const ModelConfig& model = (*weights)->config;
-  const int64_t longest = std::min<int64_t>(
-      model.max_position_embeddings, std::max<int64_t>(config->data().max_prompt_tokens() +
-                                                           std::max(rollout.max_tokens(), config->eval().max_tokens()),
-                                                       kPageTokens));
-  const absl::StatusOr<int64_t> pages =
-      PlanKvPages(model, *dtype, rollout.kv_cache_mib(), rollout.max_batch_size(), longest);
-  if (!pages.ok()) return pages.status();
+  absl::StatusOr<std::unique_ptr<StepBackend>> backend = MakeBackend(*config, model, *dtype);
+  if (!backend.ok()) return backend.status();
 
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Load(config->model().path());
   if (!tokenizer.ok()) return tokenizer.status();
   if ((*tokenizer)->vocab_size() > model.vocab_size) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(config->model().path(), ": the tokenizer has ids up to ", (*tokenizer)->vocab_size() - 1,
-                     ", and the model's embedding holds ", model.vocab_size, "; they do not belong together"));
+    return absl::InvalidArgumentError(absl::StrCat(config->model().path(), ": the tokenizer has ids up to ",
+                                                   (*tokenizer)->vocab_size() - 1, ", and the model's embedding holds ",
+                                                   model.vocab_size, "; they do not belong together"));
   }
 
   RolloutServerOptions options;
@@ -115,14 +142,13 @@ absl::StatusOr<std::unique_ptr<RolloutServer>> StartFromFlags(StopSignal* stop, 
     failure->Set(status);
     stop->Request("the engine has failed");
   };
-  const Numerics numerics = config->numerics() == "matched" ? Numerics::kMatched : Numerics::kNative;
+  const int64_t pages = (*backend)->num_pages();
   LogInfo("model ", config->model().path(), " (", model.architecture, ", ", (*weights)->bytes() >> 20, " MiB in ",
-          std::string(DTypeName(*dtype)), "), KV cache of ", *pages, " blocks (",
-          *pages * static_cast<int64_t>(KvStorage::BytesPerPage(model, *dtype)) >> 20, " MiB), ", config->numerics(),
-          " numerics, ", rollout.threads(), " threads");
-  std::unique_ptr<StepBackend> backend =
-      MakeCpuBackend(model, *dtype, *pages, MakeCpuOps(numerics, static_cast<int>(rollout.threads())));
-  return RolloutServer::Start(options, std::move(backend), *weights);
+          std::string(DTypeName(*dtype)), "), KV cache of ", pages, " blocks (",
+          pages * static_cast<int64_t>(KvStorage::BytesPerPage(model, *dtype)) >> 20, " MiB), ", config->numerics(),
+          " numerics, ",
+          config->device() == "cuda" ? std::string("on the GPU") : absl::StrCat(rollout.threads(), " threads"));
+  return RolloutServer::Start(options, *std::move(backend), *weights);
 }
 
 absl::Status WriteAddressFiles(const RolloutServer& server) {
@@ -154,7 +180,8 @@ int Main() {
   if (absl::Status status = WriteAddressFiles(**server); !status.ok()) return Fail(status, kExitCannotStart);
   LogInfo("serving on ", (*server)->address(), ", metrics on ", (*server)->metrics_address());
   stop.Wait();
-  if (const absl::Status status = failure.status(); !status.ok()) return Fail(status, kExitFailed);
+  if (const absl::Status status = failure.status(); !status.ok())
+    return Fail(status, DeviceExitCode(status, kExitFailed));
   LogInfo("draining: ", stop.reason());
   const bool clean = (*server)->Drain(absl::Seconds(absl::GetFlag(FLAGS_drain_seconds)));
   LogInfo(clean ? "drained" : "drain time is over; what is left is handed back");
