@@ -49,6 +49,7 @@ absl::Status CheckNames(const v1::RunConfig& c) {
   const std::vector<std::string> dtypes = {"fp16", "bf16", "fp32"};
   for (const absl::Status& status : {
            OneOf("numerics", c.numerics(), {"matched", "native"}),
+           OneOf("device", c.device(), {"cpu", "cuda"}),
            OneOf("rollout.dtype", c.rollout().dtype(), dtypes),
            OneOf("learner.dtype", c.learner().dtype(), dtypes),
            OneOf("data.reward", c.data().reward(), {"exact", "numeric", "math", "multiple_choice", "service"}),

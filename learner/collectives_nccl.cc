@@ -36,6 +36,7 @@ class NcclRank : public Collectives {
 
   int rank() const override { return group_.rank(); }
   int world_size() const override { return group_.size(); }
+  bool takes_device_memory() const override { return true; }
 
   absl::Status AllReduceSum(float* data, int64_t n, absl::Duration timeout) override {
     return AllReduce("all-reduce of gradients", data, n, NcclType::kFloat, NcclReduce::kSum, timeout);

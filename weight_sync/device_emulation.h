@@ -27,6 +27,7 @@ struct EmulatedFaults {
   std::atomic<int> silent_in_operation{0};  // operation number, from 1: stops half way through, as if dead
   std::atomic<int> error_in_operation{0};   // an asynchronous error in the middle of it
   std::atomic<int> delay_ms{0};             // of every operation
+  std::atomic<int> call_us{0};              // that every call on a communicator takes, so that calls meet
   std::atomic<bool> abort_hangs{false};     // as long as it is set
   std::atomic<int> aborts{0};               // counted
 };

@@ -286,6 +286,7 @@ class EmulatedNccl : public NcclApi {
   struct Call {
     Call(EmulatedNccl& nccl, void* handle) : comm(nccl.Find(handle)) {
       LOCKSTEP_CHECK(++comm->inside == 1, "two threads are inside calls on one communicator");
+      if (nccl.faults_->call_us > 0) absl::SleepFor(absl::Microseconds(nccl.faults_->call_us.load()));
     }
     ~Call() { --comm->inside; }
     const std::shared_ptr<Comm> comm;

@@ -231,6 +231,7 @@ TEST_F(NcclGroupTest, CloseAtAnyMomentNeverMeetsACallOnTheCommunicator) {
     table_ = std::make_shared<RendezvousTable>();
     members_.clear();
     Make(2);
+    for (const auto& member : members_) member->faults->call_us = 300;
     std::thread closer([&] {
       absl::SleepFor(absl::Microseconds(300 * round));
       for (const auto& member : members_) member->group->Close();

@@ -3,27 +3,10 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "engine/cuda/errors/errors.h"
 
 namespace lockstep::cuda {
-namespace {
-
-// "device memory for weights: 12 MiB do not fit, 3 of 80 MiB are free; ..."
-absl::Status OutOfMemory(size_t bytes, absl::string_view purpose) {
-  size_t free_bytes = 0, total_bytes = 0;
-  static_cast<void>(cudaMemGetInfo(&free_bytes, &total_bytes));
-  return absl::ResourceExhaustedError(absl::StrCat(
-      "device memory for ", purpose, ": ", (bytes + (1 << 20) - 1) >> 20, " MiB do not fit, ", free_bytes >> 20, " of ",
-      total_bytes >> 20, " MiB are free; end other users of the device, or make the model, batch or cache smaller"));
-}
-
-}  // namespace
-
-absl::Status CudaStatus(cudaError_t error, absl::string_view doing) {
-  if (error == cudaSuccess) return absl::OkStatus();
-  const std::string text = absl::StrCat(doing, ": ", cudaGetErrorName(error), ": ", cudaGetErrorString(error));
-  if (error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(text);
-  return absl::InternalError(text);
-}
+absl::Status CudaStatus(cudaError_t error, absl::string_view doing) { return DeviceStatus(error, {.what = doing}); }
 
 absl::StatusOr<DeviceMemory> ReadDeviceMemory() {
   DeviceMemory memory;
@@ -35,11 +18,9 @@ absl::StatusOr<DeviceMemory> ReadDeviceMemory() {
 absl::StatusOr<DeviceBuffer> DeviceBuffer::Allocate(size_t bytes, absl::string_view purpose) {
   DeviceBuffer buffer;
   const cudaError_t error = cudaMalloc(&buffer.data_, bytes);
-  if (error == cudaErrorMemoryAllocation) {
-    static_cast<void>(cudaGetLastError());  // the next launch would return it again
-    return OutOfMemory(bytes, purpose);
+  if (error != cudaSuccess) {
+    return DeviceStatus(error, {.what = absl::StrCat("allocating device memory for ", purpose), .bytes = bytes});
   }
-  if (error != cudaSuccess) return CudaStatus(error, absl::StrCat("allocating device memory for ", purpose));
   buffer.bytes_ = bytes;
   return buffer;
 }
@@ -57,7 +38,7 @@ absl::StatusOr<PinnedBuffer> PinnedBuffer::Allocate(size_t bytes, absl::string_v
   const cudaError_t error = cudaHostAlloc(&buffer.data_, bytes, cudaHostAllocDefault);
   if (error != cudaSuccess) {
     static_cast<void>(cudaGetLastError());
-    return CudaStatus(error, absl::StrCat("allocating ", bytes, " bytes of pinned memory for ", purpose));
+    return DeviceStatus(error, {.what = absl::StrCat("allocating ", bytes, " bytes of pinned memory for ", purpose)});
   }
   buffer.bytes_ = bytes;
   return buffer;

@@ -18,7 +18,7 @@
 
 namespace lockstep::cuda {
 
-// OK, or what the runtime says about `doing` ("copying the batch to the device").
+// OK, or what the runtime says about `doing` ("copying the batch to the device"): DeviceStatus of errors/errors.h.
 absl::Status CudaStatus(cudaError_t error, absl::string_view doing);
 
 // The results of a list of calls that put work on a stream. The first error is kept; the calls after it do no harm,

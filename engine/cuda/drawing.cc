@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "engine/kernels/cuda/finite_rows.h"
+
 namespace lockstep::cuda {
 
 DrawScratch CarveDraws(int64_t rows, int64_t vocab_size, Carver& carver) {
@@ -28,6 +30,7 @@ absl::Status Draw(DeviceDecoder& decoder, const DeviceWeights& weights, const Te
     run(Sample(logits, rows.sampling + row, scratch.lse, rows.tokens + row, rows.log_probs + row, scratch.sample,
                stream),
         "sampling");
+    run(MarkNonfinite(logits, rows.sampling + row, scratch.lse, rows.log_probs + row, stream), "checking the logits");
     if (!run.ok()) return run.status();
   }
   return absl::OkStatus();

@@ -27,6 +27,9 @@ struct DrawRows {
   float* log_probs = nullptr;
 };
 
+// A row that nothing can be drawn from (MarkNonfinite) gets a log-prob that is not a number, and a token without
+// meaning.
+//
 // One draw from each row of hidden [R, D], final norm applied; as many rows at a time as the scratch has. Neither
 // allocates nor waits.
 absl::Status Draw(DeviceDecoder& decoder, const DeviceWeights& weights, const Tensor& hidden, const DrawRows& rows,

@@ -68,4 +68,12 @@ absl::StatusOr<DeviceInfo> DeviceCheck(const DeviceNeeds& needs) {
   return info;
 }
 
+int DeviceOfProcess(int process) {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaSuccess && count > 0) return process % count;
+  static_cast<void>(cudaGetLastError());  // DeviceCheck meets it again
+  return 0;
+}
+
 }  // namespace lockstep::cuda

@@ -36,6 +36,10 @@ struct DeviceInfo {
 // context on it, which takes some hundred MiB itself.
 absl::StatusOr<DeviceInfo> DeviceCheck(const DeviceNeeds& needs);
 
+// The visible device of the process with this number among those that a run has on this machine; numbers wrap around.
+// Where there is none 0, about which DeviceCheck says more.
+int DeviceOfProcess(int process);
+
 }  // namespace lockstep::cuda
 
 #endif  // LOCKSTEP_ENGINE_CUDA_ERRORS_DEVICE_CHECK_H_
