@@ -15,6 +15,7 @@
 #include "google/protobuf/text_format.h"
 #include "proto/run_config.pb.h"
 #include "rollout_server/server.h"
+#include "weight_sync/process_transports.h"
 
 ABSL_FLAG(std::string, config, "", "resolved RunConfig, as protobuf text");
 ABSL_FLAG(int32_t, port, 0, "port of the Rollout service; 0 takes a free one");
@@ -59,6 +60,8 @@ absl::StatusOr<std::unique_ptr<RolloutServer>> StartFromFlags(StopSignal* stop) 
   const v1::RolloutConfig& rollout = config->rollout();
   const absl::StatusOr<DType> dtype = ParseDType(rollout.dtype());
   if (!dtype.ok()) return dtype.status();
+  absl::StatusOr<Transports> transports = ProcessTransports(config->weight_sync().transport());
+  if (!transports.ok()) return transports.status();
   LoadOptions load;
   load.clamp = *dtype == DType::kF16 && config->model().clamp_fp16();
   load.progress = LogLoadProgress(config->model().path());
@@ -76,13 +79,14 @@ absl::StatusOr<std::unique_ptr<RolloutServer>> StartFromFlags(StopSignal* stop) 
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Load(config->model().path());
   if (!tokenizer.ok()) return tokenizer.status();
   if ((*tokenizer)->vocab_size() > model.vocab_size) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(config->model().path(), ": the tokenizer has ids up to ", (*tokenizer)->vocab_size() - 1,
-                     ", and the model's embedding holds ", model.vocab_size, "; they do not belong together"));
+    return absl::InvalidArgumentError(absl::StrCat(config->model().path(), ": the tokenizer has ids up to ",
+                                                   (*tokenizer)->vocab_size() - 1, ", and the model's embedding holds ",
+                                                   model.vocab_size, "; they do not belong together"));
   }
 
   RolloutServerOptions options;
   options.tokenizer = *std::move(tokenizer);
+  options.transports = *std::move(transports);
   options.bind = absl::GetFlag(FLAGS_bind);
   options.port = absl::GetFlag(FLAGS_port);
   options.metrics_port = absl::GetFlag(FLAGS_metrics_port);
