@@ -33,6 +33,7 @@
 #include "learner/setup.h"
 #include "learner/tensorboard_log.h"
 #include "proto/channel.h"
+#include "weight_sync/process_transports.h"
 #include "weight_sync/publisher.h"
 
 ABSL_FLAG(std::string, config, "", "resolved RunConfig, as protobuf text");
@@ -111,6 +112,9 @@ absl::Status StartServices(Rank0* rank0) {
   publisher.dtype = setup.rollout_dtype;
   publisher.sync = setup.config.weight_sync();
   publisher.metrics = &rank0->metrics;
+  absl::StatusOr<Transports> transports = ProcessTransports(publisher.sync.transport());
+  if (!transports.ok()) return transports.status();
+  publisher.transports = *std::move(transports);
   rank0->publisher = MakeWeightPublisher(publisher);
   if (setup.mode != LearnerMode::kPretrain) {
     RolloutClientOptions options;

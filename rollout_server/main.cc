@@ -20,6 +20,7 @@
 #include "rollout_server/cpu_backend.h"
 #include "rollout_server/device_backend.h"
 #include "rollout_server/server.h"
+#include "weight_sync/process_transports.h"
 
 ABSL_FLAG(std::string, config, "", "resolved RunConfig, as protobuf text");
 ABSL_FLAG(int32_t, port, 0, "port of the Rollout service; 0 takes a free one");
@@ -111,6 +112,8 @@ absl::StatusOr<std::unique_ptr<RolloutServer>> StartFromFlags(StopSignal* stop, 
   const v1::RolloutConfig& rollout = config->rollout();
   const absl::StatusOr<DType> dtype = ParseDType(rollout.dtype());
   if (!dtype.ok()) return dtype.status();
+  absl::StatusOr<Transports> transports = ProcessTransports(config->weight_sync().transport());
+  if (!transports.ok()) return transports.status();
   LoadOptions load;
   load.clamp = *dtype == DType::kF16 && config->model().clamp_fp16();
   load.progress = LogLoadProgress(config->model().path());
@@ -130,6 +133,7 @@ absl::StatusOr<std::unique_ptr<RolloutServer>> StartFromFlags(StopSignal* stop, 
 
   RolloutServerOptions options;
   options.tokenizer = *std::move(tokenizer);
+  options.transports = *std::move(transports);
   options.bind = absl::GetFlag(FLAGS_bind);
   options.port = absl::GetFlag(FLAGS_port);
   options.metrics_port = absl::GetFlag(FLAGS_metrics_port);

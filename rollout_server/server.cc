@@ -74,6 +74,7 @@ absl::StatusOr<std::unique_ptr<RolloutServer>> RolloutServer::Start(const Rollou
                           .dtype = weights->dtype,
                           .initial_epoch = weights->epoch,
                           .initial_version = weights->version,
+                          .transports = options.transports,
                           .metrics = &server->registry_},
                          [self](std::shared_ptr<const Weights> next, const std::string& in_flight) {
                            return self->loop_->Flip(std::move(next), in_flight, absl::Seconds(kFlipTimeoutSeconds));

@@ -14,6 +14,7 @@
 #include "proto/weight_sync.grpc.pb.h"
 #include "rollout_server/rollout_service.h"
 #include "rollout_server/text_service.h"
+#include "weight_sync/transport.h"
 
 namespace lockstep {
 
@@ -31,6 +32,7 @@ struct RolloutServerOptions {
   uint32_t max_groups_in_flight = 1;  // credits of a stream
   double stall_limit_seconds = 60;
   std::string numerics = "matched";
+  Transports transports = GlooOnly();          // of weight updates
   std::shared_ptr<const Tokenizer> tokenizer;  // null: no TextTokenizer service
   std::function<void()> on_drain;              // after a Drain call has stopped admission
   // The backend has failed: nothing can be computed any more.

@@ -29,7 +29,8 @@ else
   ((code == 77)) || fail "run_all: exit $code, not 77"
   (($(wc -l <<< "$line") == 1)) || fail "run_all: more than one line"
   [[ $line == "no CUDA device: "* ]] || fail "run_all does not say that there is no device"
-  for name in device_probe engine_probe gemm_probe bench nccl_rank ipc_switch; do
+  for name in device_probe engine_probe gemm_probe bench sync_probe ipc_switch; do
+    [[ -x $folder/bin/$name ]] || { echo "$name: not in this build"; continue; }
     line=$("${clean[@]}" LD_LIBRARY_PATH="$folder/lib" "$folder/bin/$name" 2>&1)
     code=$?
     echo "$name: $line"

@@ -3,7 +3,7 @@
 # no device is 77; "nvcc" is a script that links what each case needs, the kernels are not compiled here. In a packed
 # folder, of the emulated programs: every part runs, its figures reach the page, one that fails does not stop the others.
 set -uo pipefail
-cases=$(realpath "$1") engine=$(realpath "$2") bench=$(realpath "$3") ipc=$(realpath "$4") nccl=$(realpath "$5")
+cases=$(realpath "$1") engine=$(realpath "$2") bench=$(realpath "$3") ipc=$(realpath "$4")
 here=$(dirname "$(realpath tests/gpu/run_all)")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -67,20 +67,20 @@ program gemm_probe "echo no cuBLASLt: none here; exit 77"
 program bandwidth "echo 'copy 1 us 2 GB/s'"
 program bench "exec $bench --tiny \"\$@\""
 program ipc_switch "exec $ipc 1000000 1"
-program nccl_rank "exec $nccl"
+program sync_probe "echo NCCL and IPC work"
 printf '#!/bin/sh\nwhile [ "$1" != env ]; do shift; done\nexec "$@"\n' > "$work/cuda/bin/compute-sanitizer"
 chmod +x "$work/cuda/bin/compute-sanitizer"
 expect 0 "- commit: c0ffee" "PASS results: $total" "PASS racecheck: $total" "PASS engine: the engine ran" "PASS engine_memcheck" \
-  "SKIP native: no cuBLASLt" "PASS nccl: NCCL" "PASS ipc" "SKIP end_to_end_fp16: the services are not in this folder" "PASS kernels" "PASS bench"
+  "SKIP native: no cuBLASLt" "PASS sync: NCCL" "PASS ipc" "SKIP end_to_end_fp16: the services are not in this folder" "PASS kernels" "PASS bench"
 for text in "| results | PASS | $total" "### Decode of tiny, fp16" "| matched | 3 |" "### Training step of tiny" "### Weights to another process" \
   "| 0.00 GB | 1 MiB |" "copy 1 us 2 GB/s" "- date: 20"; do
   grep -qF "$text" "$work/out/results.md" || { echo "FAIL: no '$text' in:"; cat "$work/out/results.md"; failed=1; }
 done
-program nccl_rank "echo it broke; exit 1"
+program sync_probe "echo it broke; exit 1"
 program engine_probe "sleep 60"
 export LOCKSTEP_PART_SECONDS=1
-flags=--only=nccl,engine,native,kernels
-expect 1 "FAIL nccl: exit code 1; nccl.log ends with: it broke" "FAIL engine: not done within 1 s" "SKIP native" "PASS kernels" "1 passed, 2 failed, 1 skipped"
+flags=--only=sync,engine,native,kernels
+expect 1 "FAIL sync: exit code 1; sync.log ends with: it broke" "FAIL engine: not done within 1 s" "SKIP native" "PASS kernels" "1 passed, 2 failed, 1 skipped"
 echo 9.99 > "$work/packed/needs_glibc"
 expect 77 "need the C library 9.99"
 exit "$failed"
