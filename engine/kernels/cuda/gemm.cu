@@ -20,11 +20,16 @@ class MatchedGemm final : public DeviceGemm {
 
   cudaError_t Linear(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& residual, const Tensor& out,
                      cudaStream_t stream) override {
-    return Forward(x, w, nullptr, bias, residual, out, stream);
+    return Forward(x, w, nullptr, bias, residual, out, out.cols, stream);
+  }
+  cudaError_t LinearColumns(const Tensor& x, const Tensor& w, int64_t begin, const Tensor& out,
+                            cudaStream_t stream) override {
+    LOCKSTEP_CHECK(begin >= 0 && begin + out.cols <= w.rows, "the columns of a linear layer are rows of its weight");
+    return Forward(x, w.Rows(begin, out.cols), nullptr, {}, {}, out, w.rows, stream);
   }
   cudaError_t GroupedLinear(const Tensor& x, const Tensor& w, const ExpertRows& experts, const Tensor& out,
                             cudaStream_t stream) override {
-    return Forward(x, w, &experts, {}, {}, out, stream);
+    return Forward(x, w, &experts, {}, {}, out, out.cols, stream);
   }
   cudaError_t LinearBackwardInput(const Tensor& d_out, const Tensor& w, const Tensor& d_x, bool accumulate,
                                   cudaStream_t stream) override {
@@ -78,15 +83,16 @@ class MatchedGemm final : public DeviceGemm {
     return LaunchTensorCoreProduct(product, tile_, stream);
   }
 
+  // outputs: of the whole weight, which slices depend on.
   cudaError_t Forward(const Tensor& x, const Tensor& w, const ExpertRows* experts, const Tensor& bias,
-                      const Tensor& residual, const Tensor& out, cudaStream_t stream) const {
+                      const Tensor& residual, const Tensor& out, int64_t outputs, cudaStream_t stream) const {
     const int64_t n = out.cols, k = x.cols;
     LOCKSTEP_CHECK(IsOf(w, Count(experts) * n, k) && out.rows == x.rows, "shapes of a linear layer");
     Product product = Begin(w, false, x, false, experts, ExpertCut::kRows);
     product.size_i = n;
     product.size_j = x.rows;
     product.reduction = k;
-    product.slice = GemmSliceLength(n, k);
+    product.slice = GemmSliceLength(outputs, k);
     product.a_expert = n * w.stride;
     SetOutput(product, out);
     if (bias.data != nullptr) {

@@ -34,6 +34,10 @@ class DeviceGemm {
   // x's dtype or FP32 (then there is no rounding).
   [[nodiscard]] virtual cudaError_t Linear(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& residual,
                                            const Tensor& out, cudaStream_t stream) = 0;
+  // Columns [begin, begin + out.cols) of Linear without bias and residual, for logits in chunks: matched, the same
+  // bits. (w.Rows(begin, count) would be another weight, whose sums may have other slices.)
+  [[nodiscard]] virtual cudaError_t LinearColumns(const Tensor& x, const Tensor& w, int64_t begin, const Tensor& out,
+                                                  cudaStream_t stream) = 0;
   // d_x = store(d_out w), or with accumulate store(d_x + d_out w). d_out [T, n], w [n, k], d_x [T, k], one dtype, d_x
   // also FP32.
   [[nodiscard]] virtual cudaError_t LinearBackwardInput(const Tensor& d_out, const Tensor& w, const Tensor& d_x,

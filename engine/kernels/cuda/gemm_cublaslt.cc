@@ -100,6 +100,12 @@ class NativeGemm final : public DeviceGemm {
     return Run({w, x, residual, out, true, false, bias.data, out.cols, x.rows, x.cols}, own, stream);
   }
 
+  cudaError_t LinearColumns(const Tensor& x, const Tensor& w, int64_t begin, const Tensor& out,
+                            cudaStream_t stream) override {
+    LOCKSTEP_CHECK(begin >= 0 && begin + out.cols <= w.rows, "the columns of a linear layer are rows of its weight");
+    return Linear(x, w.Rows(begin, out.cols), {}, {}, out, stream);
+  }
+
   cudaError_t LinearBackwardInput(const Tensor& d_out, const Tensor& w, const Tensor& d_x, bool accumulate,
                                   cudaStream_t stream) override {
     LOCKSTEP_CHECK(d_out.dtype == w.dtype && d_out.cols == w.rows && d_x.cols == w.cols && d_x.rows == d_out.rows,

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The probe links, starts, and ends with one line: that native and matched products agree, or what is not there (exit 77),
-# never a crash. Without the library's folder it says that too, and the program starts all the same.
+# never a crash.
 set -uo pipefail
 output=$("$1" 2>&1)
 status=$?

@@ -231,6 +231,19 @@ TEST_P(GemmTest, ARowsBitsDependOnNeitherItsPlaceNorTheOthersNorTheTile) {
   }
 }
 
+TEST_P(GemmTest, ColumnsInChunksHaveTheBitsOfTheWhole) {
+  const int64_t rows = 2, n = 4100, k = 256, begin = 4077;  // the last chunk alone would have two slices
+  EXPECT_LT(GemmSliceLength(n - begin, k), k);
+  const AlignedMatrix x(dtype(), rows, k, 1), w(dtype(), n, k, 2);
+  const Matrix whole(DType::kF32, rows, n);
+  ASSERT_EQ(MakeMatchedGemm()->Linear(x.view, w.view, {}, {}, whole.view, {}), cudaSuccess);
+  for (const GemmTile tile : kTiles) {
+    const Matrix chunk(DType::kF32, rows, n - begin);
+    ASSERT_EQ(MakeMatchedGemm(tile)->LinearColumns(x.view, w.view, begin, chunk.view, {}), cudaSuccess);
+    ExpectBits(chunk.Read(), Values(whole.view.Cols(begin, n - begin)), "chunk");
+  }
+}
+
 TEST_P(GemmTest, BackwardInputIsOneChainOverTheOutputs) {
   for (const auto [rows, n, k] : kSizes) {
     const Matrix d_out = Make(rows, n, 1), w = Make(n, k, 2), start = Make(rows, k, 3);
