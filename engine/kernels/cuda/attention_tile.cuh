@@ -13,6 +13,7 @@ namespace lockstep::cuda {
 
 inline constexpr int kWarpRows = 16;
 inline constexpr int kBlockKeys = static_cast<int>(kDeviceAttentionBlock);
+inline constexpr int kBlockPages = static_cast<int>(kDeviceAttentionBlock / kPageTokens);
 inline constexpr int kCopy = 8;  // elements of one asynchronous copy
 // A row of E elements in shared memory: 16 bytes more than it needs, so that the 8 rows of an 8 x 8 matrix lie in
 // different banks.
@@ -64,25 +65,37 @@ struct PagedKeys {
   __device__ static int KeyAt(int page, int e, int half) {
     return (page * E + e) * static_cast<int>(kPageTokens) + (half ^ (e / 4 % 2)) * kCopy;
   }
-  __device__ int64_t PageAt(int position) const { return pages[position / kPageTokens] * page_stride; }
+  // The pages of a block's positions below `end`; looked up together, before the copies that wait for them. Beyond
+  // `end` any readable address does.
+  __device__ void FindPages(const T* (&found)[kBlockPages], const T* first, int begin, int end) const {
+#pragma unroll
+    for (int p = 0; p < kBlockPages; ++p) {
+      const int position = begin + p * static_cast<int>(kPageTokens);
+      found[p] = position < end ? first + pages[position / kPageTokens] * page_stride : first;
+    }
+  }
 
+  // In copies of 8 elements a page of keys is [E][2], one of values [16][E / 8].
   __device__ void CopyKeys(T* shared, int begin, int end) const {
-    constexpr int kCopies = kBlockKeys * E / kCopy;
-    for (int i = static_cast<int>(threadIdx.x); i < kCopies; i += static_cast<int>(blockDim.x)) {
-      const int page = i / (2 * E), e = i / 2 % E, half = i % 2;
-      const int position = begin + page * static_cast<int>(kPageTokens) + half * kCopy;
-      const bool valid = position < end;
-      const T* from = valid ? keys + PageAt(position) + e * kPageTokens + half * kCopy : keys;
-      CpAsync16(shared + KeyAt(page, e, half), from, valid);
+    const T* from[kBlockPages];
+    FindPages(from, keys, begin, end);
+#pragma unroll
+    for (int p = 0; p < kBlockPages; ++p) {
+      for (int i = static_cast<int>(threadIdx.x); i < 2 * E; i += static_cast<int>(blockDim.x)) {
+        const int position = begin + p * static_cast<int>(kPageTokens) + i % 2 * kCopy;
+        CpAsync16(shared + KeyAt(p, i / 2, i % 2), from[p] + i * kCopy, position < end);
+      }
     }
   }
   __device__ void CopyValues(T* shared, int begin, int end) const {
-    constexpr int kCopies = kBlockKeys * E / kCopy;
-    for (int i = static_cast<int>(threadIdx.x); i < kCopies; i += static_cast<int>(blockDim.x)) {
-      const int row = i / (E / kCopy), column = i % (E / kCopy) * kCopy, position = begin + row;
-      const bool valid = position < end;
-      const T* from = valid ? values + PageAt(position) + position % kPageTokens * E + column : values;
-      CpAsync16(shared + row * kSharedRow<E> + column, from, valid);
+    const T* from[kBlockPages];
+    FindPages(from, values, begin, end);
+#pragma unroll
+    for (int p = 0; p < kBlockPages; ++p) {
+      for (int i = static_cast<int>(threadIdx.x); i < 2 * E; i += static_cast<int>(blockDim.x)) {
+        const int row = p * static_cast<int>(kPageTokens) + i / (E / kCopy), column = i % (E / kCopy) * kCopy;
+        CpAsync16(shared + row * kSharedRow<E> + column, from[p] + i * kCopy, begin + row < end);
+      }
     }
   }
   __device__ static void LoadKeys(uint32_t (&b)[4], const T* shared, int key16, int k) {
