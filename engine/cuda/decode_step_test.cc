@@ -289,7 +289,9 @@ TEST(DecodeStepLimitsTest, SeveralSamplesOfAPromptDrawFromOneRow) {
   EXPECT_EQ(draws.log_probs[6], 0) << "greedy";
   for (size_t i = 0; i < 6; ++i) {
     for (size_t j = 0; j < 6; ++j) {
-      if (draws.tokens[i] == draws.tokens[j]) EXPECT_EQ(draws.log_probs[i], draws.log_probs[j]);
+      if (draws.tokens[i] == draws.tokens[j]) {
+        EXPECT_EQ(draws.log_probs[i], draws.log_probs[j]);
+      }
     }
   }
 }

@@ -59,7 +59,9 @@ TEST_P(DeviceDecoderTest, AgreesWithTheCpuForwardAndBackward) {
   }
   EXPECT_LT(Distance(got.log_prob, expected.log_prob), Tolerance(sides.dtype));
   EXPECT_LT(Distance(got.entropy, expected.entropy), Tolerance(sides.dtype));
-  if (sides.dtype == DType::kF32) EXPECT_EQ(got.trace.experts, expected.trace.experts);
+  if (sides.dtype == DType::kF32) {
+    EXPECT_EQ(got.trace.experts, expected.trace.experts);
+  }
   const bool routed = sides.config.num_experts > 0;  // another expert is another function
   if (routed && got.trace.experts != expected.trace.experts) return;
   for (const ParamSpec& spec : sides.cpu_weights.layout.params) {
@@ -137,7 +139,9 @@ TEST_P(DeviceDecoderTest, GivenExpertsComputeAndAreCounted) {
     batch.replay_routing = replay;
     const Pass expected = RunOnCpu(sides, batch, 64), got = RunOnDevice(sides, batch, true, 64);
     EXPECT_EQ(got.trace.choices, expected.trace.choices);
-    if (sides.dtype == DType::kF32) EXPECT_EQ(got.trace.differing, expected.trace.differing);
+    if (sides.dtype == DType::kF32) {
+      EXPECT_EQ(got.trace.differing, expected.trace.differing);
+    }
     if (!replay) {
       EXPECT_EQ(DifferentBits(got.log_prob, own.log_prob), 0) << "counted only";
       EXPECT_EQ(DifferentBits(got.gradients, own.gradients), 0);
@@ -145,7 +149,9 @@ TEST_P(DeviceDecoderTest, GivenExpertsComputeAndAreCounted) {
     }
     EXPECT_GT(DifferentBits(got.log_prob, own.log_prob), 0);
     // All but the one token that routes for itself compute with the same experts.
-    if (sides.dtype == DType::kF32) EXPECT_EQ(DifferentBits(got.log_prob, expected.log_prob), 0);
+    if (sides.dtype == DType::kF32) {
+      EXPECT_EQ(DifferentBits(got.log_prob, expected.log_prob), 0);
+    }
     EXPECT_LT(Distance(got.log_prob, expected.log_prob), Tolerance(sides.dtype));
     EXPECT_LT(Distance(got.gradients, expected.gradients), 4 * Tolerance(sides.dtype));
   }
