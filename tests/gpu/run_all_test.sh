@@ -74,7 +74,7 @@ expect 0 "- commit: c0ffee" "PASS results: $total" "PASS racecheck: $total" "PAS
   "SKIP native: no cuBLASLt" "PASS sync: NCCL" "PASS ipc" "SKIP end_to_end_fp16: the services are not in this folder" "PASS kernels" "PASS bench"
 for text in "| results | PASS | $total" "### Decode of tiny, fp16" "| matched | 3 |" "### Training step of tiny" "### Weights to another process" \
   "| 0.00 GB | 1 MiB |" "copy 1 us 2 GB/s" "- date: 20"; do
-  grep -qF "$text" "$work/out/results.md" || { echo "FAIL: no '$text' in:"; cat "$work/out/results.md"; failed=1; }
+  grep -qF -- "$text" "$work/out/results.md" || { echo "FAIL: no '$text' in:"; cat "$work/out/results.md"; failed=1; }
 done
 program sync_probe "echo it broke; exit 1"
 program engine_probe "sleep 60"
