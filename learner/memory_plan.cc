@@ -25,6 +25,8 @@ constexpr uint64_t kTokenizerFactor = 12;
 constexpr uint64_t kDataFactor = 6;
 // A block of FP32 rows on the way from a file (engine/checkpoint).
 constexpr uint64_t kLoadBlockBytes = uint64_t{8} << 20;
+// Pinned blocks on the way to a device (engine/cuda/arena.h).
+constexpr uint64_t kStagingBytes = uint64_t{16} << 20;
 // A token of a sample that waits for its step: id, log-prob and weight version, in the ledger's row, the assembly and
 // the batch.
 constexpr uint64_t kSampleTokenBytes = 64;
@@ -69,15 +71,20 @@ absl::StatusOr<ProcessMemory> TrainingLearner(const MemoryInputs& in) {
   learner.name = "learner";
   learner.count = std::max<uint32_t>(1, in.config.learner().world_size());
   auto& pools = learner.pools;
-  pools.push_back({"weights", WeightsBytes(in.model, in.learner_dtype)});
-  if (in.mode == LearnerMode::kReinforce && in.config.algorithm().kl_beta() > 0) {
+  const bool on_host = in.config.device() != "cuda";
+  if (on_host || in.config.lora().rank() > 0) {  // adapters are merged on the host
+    pools.push_back({"weights", WeightsBytes(in.model, in.learner_dtype)});
+  }
+  if (on_host && in.mode == LearnerMode::kReinforce && in.config.algorithm().kl_beta() > 0) {
     pools.push_back({"reference weights", WeightsBytes(in.model, in.learner_dtype)});
   }
   pools.push_back({"master", 4 * trained});
-  pools.push_back({"gradient", 4 * trained});
+  if (on_host || learner.count > 1) pools.push_back({"gradient", 4 * trained});
   pools.push_back({"Adam moments", 8 * trained});
-  pools.push_back({"activations", Decoder::TrainingBytes(in.model, in.learner_dtype, LargestMicroBatch(in),
-                                                         in.config.learner().activation_recompute())});
+  if (on_host) {
+    pools.push_back({"activations", Decoder::TrainingBytes(in.model, in.learner_dtype, LargestMicroBatch(in),
+                                                           in.config.learner().activation_recompute())});
+  }
   if (in.mode == LearnerMode::kReinforce) {
     // The version that is published, and the one before it until it is.
     pools.push_back({"weight snapshots", 2 * params * DTypeSize(in.rollout_dtype)});
@@ -104,6 +111,10 @@ absl::StatusOr<ProcessMemory> RolloutServerProcess(const MemoryInputs& in) {
     server.pools.push_back({"shadow weights", weights * (older ? 2 : 1)});
     const uint64_t bucket = uint64_t{in.config.weight_sync().bucket_mib()} << 20;
     server.pools.push_back({"buckets", 2 * std::min(bucket, weights)});
+  }
+  if (in.config.device() == "cuda") {
+    server.pools.push_back({"scratch", kLoadBlockBytes + kStagingBytes});
+    return server;
   }
   const int64_t response = std::max(rollout.max_tokens(), in.config.eval().max_tokens());
   const int64_t longest =

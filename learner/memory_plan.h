@@ -2,6 +2,9 @@
 // predicted is what the code allocates: weights by Weights' layout, activations by Decoder::TrainingBytes, the KV cache
 // by PlanKvPages. docs/memory.md compares it with what processes were measured to take.
 //
+// With `device: cuda` it is what the processes take of the host: weights that a server has received, and the learner's
+// copy of its state (TrainEngine::Fetch). What does not fit on the device is said when it is allocated.
+//
 // Mapped model files are page cache and not counted: the kernel takes them back when memory is short.
 #ifndef LOCKSTEP_LEARNER_MEMORY_PLAN_H_
 #define LOCKSTEP_LEARNER_MEMORY_PLAN_H_

@@ -1,0 +1,14 @@
+#include "engine/base/no_cuda.h"
+#include "learner/device_engine.h"
+
+namespace lockstep {
+
+absl::StatusOr<int> FindTrainDevice(int) { return NoCudaError(); }
+
+absl::StatusOr<std::unique_ptr<TrainEngine>> MakeDeviceTrainEngine(const TrainEngineOptions&, int) {
+  return NoCudaError();
+}
+
+int DeviceExitCode(const absl::Status&, int otherwise) { return otherwise; }
+
+}  // namespace lockstep
