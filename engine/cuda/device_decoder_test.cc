@@ -3,6 +3,7 @@
 #include "engine/cuda/device_decoder.h"
 
 #include "engine/cuda/decoder_test_util.h"
+#include "engine/cuda/device_log_prob.h"
 #include "engine/model/low_rank.h"
 #include "engine/model/routing.h"
 
@@ -29,7 +30,7 @@ class DeviceDecoderTest : public ::testing::TestWithParam<Case> {};
 INSTANTIATE_TEST_SUITE_P(Models, DeviceDecoderTest, ::testing::ValuesIn(Cases()),
                          [](const auto& info) { return info.param.name; });
 
-const std::vector<int> kLengths = {17, 1, 40, 6};
+const std::vector<int> kLengths = {9, 1, 18};
 
 // Every token's routing is given, none of it the routers' own.
 void GiveOtherExperts(const RoutingShape& shape, PackedBatch& batch) {
@@ -89,10 +90,10 @@ TEST_P(DeviceDecoderTest, RecomputedLayersHaveTheSameBits) {
 
 TEST_P(DeviceDecoderTest, PagedAndPackedHaveTheSameBitsHoweverTheyAreCut) {
   Sides sides(GetParam().config, GetParam().dtype);
-  const Sequences sequences = MakeSequences(sides.config, {35, 2, 17, 16, 70});
+  const Sequences sequences = MakeSequences(sides.config, {17, 2, 16, 34});
   const LogProbs one = PackedLogProbs(sides, sequences, 1, true);
-  ExpectEqualBits(PackedLogProbs(sides, sequences, 5, false), one, "packed together");
-  ExpectEqualBits(PagedLogProbs(sides, sequences, 5, [](int, int) { return 1000; }), one, "prefill");
+  ExpectEqualBits(PackedLogProbs(sides, sequences, 4, false), one, "packed together");
+  ExpectEqualBits(PagedLogProbs(sides, sequences, 4, [](int, int) { return 1000; }), one, "prefill");
   ExpectEqualBits(PagedLogProbs(sides, sequences, 3, [](int i, int at) { return i + at < 12 ? 9 : 1; }), one,
                   "a chunk, then decode");
   ExpectEqualBits(PagedLogProbs(sides, sequences, 2, [](int i, int) { return 5 + i; }), one, "chunks");
@@ -182,6 +183,19 @@ TEST_P(DeviceDecoderTest, ItsMemoryIsWithinWhatThePlanSays) {
     EXPECT_LE(held, planned);
     EXPECT_GE(held, planned * 9 / 10);
   }
+}
+
+TEST(DeviceDecoderVocabularyTest, ChunksOfTheVocabularyDoNotEnterTheBits) {
+  // More than a chunk, and a hidden state that the product of the last, small chunk alone would cut into slices.
+  ModelConfig config = SmallDense();
+  config.vocab_size = kLogitColumns + 100;
+  config.hidden_size = 256;
+  config.num_layers = 1;
+  Sides sides(config, DType::kF16);
+  Sequences sequences = MakeSequences(config, {4});
+  sequences[0][2] = static_cast<int32_t>(kLogitColumns + 7);
+  ExpectEqualBits(PagedLogProbs(sides, sequences, 1, [](int, int) { return 2; }),
+                  PackedLogProbs(sides, sequences, 1, true), "a vocabulary of two chunks");
 }
 
 TEST(DeviceDecoderErrorsTest, ABatchThatDoesNotFitIsAnErrorAndTheNextOneThatDoesRuns) {

@@ -43,7 +43,7 @@ void LogProb(Calls& run, DeviceGemm& gemm, const LogProbRows& rows, const Tensor
     for (int64_t v = 0; v < output.rows; v += kLogitColumns) {
       const int64_t columns = std::min(kLogitColumns, output.rows - v);
       const Tensor logits = Corner(scratch.logits, count, columns);
-      run(gemm.Linear(part.x, output.Rows(v, columns), {}, {}, logits, stream), "logits");
+      run(gemm.LinearColumns(part.x, output, v, logits, stream), "logits");
       run(LogProbAccumulate(logits, v, part.targets, part.inverse_temperature, scratch.states, stream), "log-probs");
     }
     run(LogProbFinish(scratch.states, count, log_prob + row, entropy == nullptr ? nullptr : entropy + row, lse + row,
@@ -63,7 +63,7 @@ void LogProbBackward(Calls& run, DeviceGemm& gemm, const LogProbRows& rows, cons
       const int64_t columns = std::min(kLogitColumns, output.rows - v);
       const Tensor w = output.Rows(v, columns), logits = Corner(scratch.logits, count, columns);
       const Tensor d_logits = Corner(scratch.d_logits, count, columns);
-      run(gemm.Linear(part.x, w, {}, {}, logits, stream), "logits");
+      run(gemm.LinearColumns(part.x, output, v, logits, stream), "logits");
       run(LogProbGradient(logits, v, part.targets, part.inverse_temperature, coefficient + row, lse + row, stream),
           "gradient of the logits");
       if (d_logits.dtype != DType::kF32) {  // whole rows of the block: columns beyond the chunk are not read again
