@@ -40,7 +40,9 @@ std::unique_ptr<Trainer> MakeFresh(const TrainerOptions& options, Collectives* c
   EXPECT_TRUE(trainer.ok()) << trainer.status();
   InitializeArena(options.config, 5, 0.1f, (*trainer)->arena());
   EXPECT_TRUE((*trainer)->RefreshWeights().ok());
-  if ((*trainer)->needs_reference()) EXPECT_TRUE((*trainer)->CaptureReference().ok());
+  if ((*trainer)->needs_reference()) {
+    EXPECT_TRUE((*trainer)->CaptureReference().ok());
+  }
   return *std::move(trainer);
 }
 
@@ -133,10 +135,11 @@ TEST_F(CudaTrainEngineTest, AdaptersAreTrainedAndMergedAsOnTheCpu) {
   options.lora.config.set_rank(4);
   options.lora.config.set_alpha(8);
   options.lora.base_dir = ::testing::TempDir() + "/base_of_adapters";
-  std::filesystem::create_directories(options.lora.base_dir);
+  std::filesystem::remove_all(options.lora.base_dir);
   std::vector<float> base(static_cast<size_t>(ParamLayout(options.config).total_size));
   InitializeArena(options.config, 5, 0.1f, base.data());
-  ASSERT_TRUE(WriteHfFolder(options.lora.base_dir, options.config, base.data(), DType::kF32, "").ok());
+  const absl::Status written = WriteHfFolder(options.lora.base_dir, options.config, base.data(), DType::kF32, "");
+  ASSERT_TRUE(written.ok()) << written;
   std::vector<std::vector<float>> adapters, merged;
   for (const TrainEngineFactory& engine : {TrainEngineFactory(MakeCpuTrainEngine), TrainEngineFactory(OnDevice)}) {
     auto trainer = Trainer::Create(options, single_.get(), engine);

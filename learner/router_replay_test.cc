@@ -80,7 +80,9 @@ struct Result {
 Result StepOnce(const TrainerOptions& options, const std::vector<TrainSample>& samples) {
   auto ranks = MakeSingleRankCollectives();
   auto trainer = MakeFresh(options, ranks.get());
-  if (trainer->needs_reference()) EXPECT_TRUE(trainer->CaptureReference().ok());
+  if (trainer->needs_reference()) {
+    EXPECT_TRUE(trainer->CaptureReference().ok());
+  }
   auto metrics = trainer->Step(samples, 1);
   EXPECT_TRUE(metrics.ok()) << metrics.status();
   return {*metrics, Copy(trainer->arena(), trainer->arena_size())};

@@ -27,7 +27,9 @@ std::unique_ptr<Trainer> MakeFresh(const TrainerOptions& options, Collectives* c
   EXPECT_TRUE(trainer.ok()) << trainer.status();
   InitializeArena(options.config, 5, 0.1f, (*trainer)->arena());
   EXPECT_TRUE((*trainer)->RefreshWeights().ok());
-  if ((*trainer)->needs_reference()) EXPECT_TRUE((*trainer)->CaptureReference().ok());
+  if ((*trainer)->needs_reference()) {
+    EXPECT_TRUE((*trainer)->CaptureReference().ok());
+  }
   return *std::move(trainer);
 }
 

@@ -138,7 +138,8 @@ absl::StatusOr<int64_t> CudaBackend::PlanPages() const {
     const auto memory = cuda::ReadDeviceMemory();
     if (!memory.ok()) return memory.status();
     const auto weights = 2 * static_cast<int64_t>(cuda::DeviceWeights::Bytes(options_.config, options_.dtype));
-    const int64_t left = static_cast<int64_t>(memory->free_bytes) - weights;
+    const auto free_bytes = static_cast<int64_t>(std::min<size_t>(memory->free_bytes, size_t{1} << 60));
+    const int64_t left = free_bytes - weights;
     pages = std::min(pages, std::max<int64_t>(left, 0) / 2 / page_bytes);
   }
   if (pages >= one) return pages;
