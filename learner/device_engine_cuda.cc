@@ -11,12 +11,12 @@ namespace lockstep {
 
 absl::StatusOr<int> FindTrainDevice(int process) {
   const int device = cuda::DeviceOfProcess(process);
-  if (absl::Status status = cuda::DeviceCheck({.device = device}).status(); !status.ok()) return status;
+  if (absl::Status status = cuda::DeviceCheck({.device = device, .purpose = {}}).status(); !status.ok()) return status;
   return device;
 }
 
 absl::StatusOr<std::unique_ptr<TrainEngine>> MakeDeviceTrainEngine(const TrainEngineOptions& options, int process) {
-  const auto device = cuda::DeviceCheck({.device = cuda::DeviceOfProcess(process)});
+  const auto device = cuda::DeviceCheck({.device = cuda::DeviceOfProcess(process), .purpose = {}});
   if (!device.ok()) return device.status();
   LogInfo(device->Text());
   auto gemm = cuda::MakeGemm(options.numerics);

@@ -2,15 +2,27 @@
 
 #include <utility>
 
+#include "engine/kernels/cuda/gemm_cublaslt.h"
+
 namespace lockstep::cuda {
+namespace {
+
+constexpr size_t kWorkspaceBytes = size_t{32} << 20;  // gemm_cublaslt.h
+
+}  // namespace
 
 absl::StatusOr<OwnedGemm> MakeGemm(Numerics numerics) {
-  if (numerics != Numerics::kMatched) {
-    return absl::UnimplementedError(
-        "numerics: native: this build has no native matrix products on a GPU; set numerics: matched");
-  }
   OwnedGemm owned;
-  owned.gemm = MakeMatchedGemm();
+  if (numerics == Numerics::kMatched) {
+    owned.gemm = MakeMatchedGemm();
+    return owned;
+  }
+  auto workspace = DeviceBuffer::Allocate(kWorkspaceBytes, "the workspace of matrix products");
+  if (!workspace.ok()) return workspace.status();
+  owned.workspace = *std::move(workspace);
+  auto gemm = MakeNativeGemm(owned.workspace.data(), static_cast<int64_t>(kWorkspaceBytes));
+  if (!gemm.ok()) return gemm.status();
+  owned.gemm = *std::move(gemm);
   return owned;
 }
 

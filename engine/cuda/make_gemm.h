@@ -8,7 +8,8 @@
 
 namespace lockstep::cuda {
 
-// Matched: the project's own kernels. Native: UNIMPLEMENTED.
+// Matched: the project's own kernels. Native: cuBLASLt (gemm_cublaslt.h; NOT_FOUND where it does not load), with a
+// workspace of its own.
 absl::StatusOr<OwnedGemm> MakeGemm(Numerics numerics);
 
 }  // namespace lockstep::cuda
