@@ -74,13 +74,13 @@ BenchOptions BenchOptions::Tiny() {
   BenchOptions options;
   options.shapes = {"tiny"};
   options.batches = {1, 3};
-  options.context = 40;
+  options.context = 20;
   options.decode_steps = 2;
-  options.train_tokens = 48;
-  options.train_length = 24;
+  options.train_tokens = 32;
+  options.train_length = 16;
   options.copied_bytes = 1 << 16;
   options.matrix_size = 64;
-  options.repeats = {.warm_up = 2, .measured = 3};
+  options.repeats = {.warm_up = 1, .measured = 1};
   options.tiny = true;
   return options;
 }
