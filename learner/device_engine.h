@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "learner/device_plan.h"
 #include "learner/train_engine.h"
 
 namespace lockstep {
@@ -17,6 +18,8 @@ namespace lockstep {
 absl::StatusOr<int> FindTrainDevice(int process);
 // Errors of FindTrainDevice and of MakeCudaTrainEngine.
 absl::StatusOr<std::unique_ptr<TrainEngine>> MakeDeviceTrainEngine(const TrainEngineOptions& options, int process);
+// What a run takes of the devices. UNIMPLEMENTED as above; errors of PlanCudaDevices.
+absl::StatusOr<DevicePlan> PlanDevices(const DevicePlanInputs& inputs);
 // The exit code of a run that an error of the device has ended, which says whether a new process can go on
 // (engine/cuda/errors); of any other error `otherwise`.
 int DeviceExitCode(const absl::Status& status, int otherwise);

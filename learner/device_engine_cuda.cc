@@ -4,6 +4,7 @@
 #include "engine/cuda/errors/device_check.h"
 #include "engine/cuda/errors/errors.h"
 #include "engine/cuda/make_gemm.h"
+#include "learner/cuda_device_plan.h"
 #include "learner/cuda_train_engine.h"
 #include "learner/device_engine.h"
 
@@ -23,6 +24,8 @@ absl::StatusOr<std::unique_ptr<TrainEngine>> MakeDeviceTrainEngine(const TrainEn
   if (!gemm.ok()) return gemm.status();
   return MakeCudaTrainEngine(options, *std::move(gemm));
 }
+
+absl::StatusOr<DevicePlan> PlanDevices(const DevicePlanInputs& inputs) { return PlanCudaDevices(inputs); }
 
 int DeviceExitCode(const absl::Status& status, int otherwise) { return cuda::ExitCodeOf(status, otherwise); }
 

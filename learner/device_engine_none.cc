@@ -9,6 +9,8 @@ absl::StatusOr<std::unique_ptr<TrainEngine>> MakeDeviceTrainEngine(const TrainEn
   return NoCudaError();
 }
 
+absl::StatusOr<DevicePlan> PlanDevices(const DevicePlanInputs&) { return NoCudaError(); }
+
 int DeviceExitCode(const absl::Status&, int otherwise) { return otherwise; }
 
 }  // namespace lockstep

@@ -374,7 +374,8 @@ int RunFollower(const v1::RunConfig& config, LearnerMode mode, int rank) {
 
 int PrintMemoryPlan(const v1::RunConfig& config, LearnerMode mode) {
   const bool trains = mode == LearnerMode::kReinforce || mode == LearnerMode::kPretrain;
-  if (config.device() == "cuda" && (trains || config.rollout().addresses().empty())) {
+  const bool uses_devices = config.device() == "cuda" && (trains || config.rollout().addresses().empty());
+  if (uses_devices) {  // before anything is read: without a device nothing else matters
     const auto device = FindTrainDevice(absl::GetFlag(FLAGS_process));
     if (!device.ok()) return PrintError(device.status(), kExitCannotStart);
   }
@@ -384,7 +385,18 @@ int PrintMemoryPlan(const v1::RunConfig& config, LearnerMode mode) {
   if (!plan.ok()) return PrintError(plan.status(), kExitCannotStart);
   const MachineMemory machine = ReadMachineMemory();
   if (absl::Status status = CheckMemory(*plan, machine); !status.ok()) return PrintError(status, kExitCannotStart);
-  std::printf("memory: %s; %s\n%s\n", plan->Text().c_str(), AvailableText(machine).c_str(), plan->Json().c_str());
+  DevicePlan devices;
+  if (uses_devices) {
+    const auto device_inputs = DeviceInputs(*inputs);
+    if (!device_inputs.ok()) return PrintError(device_inputs.status(), kExitCannotStart);
+    auto planned = PlanDevices(*device_inputs);
+    if (!planned.ok()) return PrintError(planned.status(), kExitCannotStart);
+    devices = *std::move(planned);
+    if (absl::Status status = CheckDevices(devices, config); !status.ok()) return PrintError(status, kExitCannotStart);
+  }
+  const std::string text = devices.devices.empty() ? "" : "; " + devices.Text();
+  std::printf("memory: %s; %s%s\n%s\n", plan->Text().c_str(), AvailableText(machine).c_str(), text.c_str(),
+              plan->Json(&devices).c_str());
   return 0;
 }
 

@@ -17,12 +17,10 @@
 #include "engine/cuda/device_kv.h"
 #include "engine/cuda/device_weights.h"
 #include "engine/cuda/mixed_step.h"
+#include "engine/cuda/serving.h"
 
 namespace lockstep {
 namespace {
-
-// Draws of one mixed step, whose final hidden states are kept; a step that wants more is computed again for the rest.
-constexpr int64_t kMixedDraws = 4096;
 
 // A set in device memory. `host` is who it is of; once that is gone, the memory is free for the next set.
 struct PreparedSet {
@@ -31,9 +29,19 @@ struct PreparedSet {
   cuda::DeviceWeights weights;
 };
 
+cuda::ServingShape ShapeOf(const DeviceBackendOptions& options) {
+  return {.config = options.config,
+          .dtype = options.dtype,
+          .numerics = options.numerics,
+          .max_decode_rows = options.max_decode_rows,
+          .prefill_chunk_tokens = options.prefill_chunk_tokens,
+          .max_sequence_tokens = options.max_sequence_tokens};
+}
+
 class CudaBackend final : public StepBackend {
  public:
-  CudaBackend(const DeviceBackendOptions& options, cuda::OwnedGemm gemm) : options_(options), gemm_(std::move(gemm)) {}
+  CudaBackend(const DeviceBackendOptions& options, cuda::OwnedGemm gemm)
+      : options_(options), shape_(ShapeOf(options)), limits_(cuda::ServingLimitsOf(shape_)), gemm_(std::move(gemm)) {}
   absl::Status Create();
 
   int64_t num_pages() const override { return cache_->num_pages(); }
@@ -56,13 +64,14 @@ class CudaBackend final : public StepBackend {
   absl::Status Mix(const cuda::DeviceWeights& weights, const StepInput& input, StepOutput* output);
 
   const DeviceBackendOptions options_;
+  const cuda::ServingShape shape_;
+  const cuda::ServingLimits limits_;
   cuda::Stream stream_;
   const cuda::OwnedGemm gemm_;
   std::unique_ptr<cuda::DeviceDecoder> decoder_;
   std::optional<cuda::DeviceKv> cache_;
   std::unique_ptr<cuda::DecodeStep> decode_step_;
   std::optional<cuda::MixedStep> mixed_step_;
-  cuda::DecodeStep::Limits decode_limits_;
 
   // Scratch of a step.
   std::vector<cuda::DecodeStep::Row> rows_;
@@ -104,13 +113,7 @@ absl::Status CudaBackend::Create() {
   auto staging = cuda::Staging::Create();
   if (!staging.ok()) return staging.status();
   staging_ = *std::move(staging);
-  decode_limits_ = {.rows = options_.max_decode_rows,
-                    .sequence_pages = (options_.max_sequence_tokens + kPageTokens - 1) / kPageTokens};
-  cuda::PagedLimits limits = cuda::DecodeStep::DecoderLimits(options_.config, decode_limits_);
-  // Prefills of one row stand among the decode rows.
-  limits.rows = std::max(limits.rows, options_.max_decode_rows + options_.prefill_chunk_tokens);
-  limits.decode_rows = limits.rows;
-  auto decoder = cuda::DeviceDecoder::Create(options_.config, options_.dtype, options_.numerics, limits,
+  auto decoder = cuda::DeviceDecoder::Create(options_.config, options_.dtype, options_.numerics, limits_.decoder,
                                              gemm_.gemm.get(), &stream_);
   if (!decoder.ok()) return decoder.status();
   decoder_ = *std::move(decoder);
@@ -119,34 +122,19 @@ absl::Status CudaBackend::Create() {
   auto cache = cuda::DeviceKv::Allocate(options_.config, options_.dtype, *pages, stream_);
   if (!cache.ok()) return cache.status();
   cache_ = *std::move(cache);
-  auto decode_step = cuda::DecodeStep::Create(decoder_.get(), &*cache_, decode_limits_);
+  auto decode_step = cuda::DecodeStep::Create(decoder_.get(), &*cache_, limits_.decode);
   if (!decode_step.ok()) return decode_step.status();
   decode_step_ = *std::move(decode_step);
-  auto mixed_step = cuda::MixedStep::Create(decoder_.get(), &*cache_, {.outputs = kMixedDraws});
+  auto mixed_step = cuda::MixedStep::Create(decoder_.get(), &*cache_, limits_.mixed);
   if (!mixed_step.ok()) return mixed_step.status();
   mixed_step_ = *std::move(mixed_step);
   return stream_.Wait("preparing the KV cache");
 }
 
 absl::StatusOr<int64_t> CudaBackend::PlanPages() const {
-  const auto page_bytes = static_cast<int64_t>(cuda::DeviceKv::BytesPerPage(options_.config, options_.dtype));
-  const int64_t one = (options_.max_sequence_tokens + kPageTokens - 1) / kPageTokens;
-  int64_t pages = options_.max_decode_rows * one;
-  if (options_.kv_cache_mib > 0) {
-    pages = static_cast<int64_t>(options_.kv_cache_mib << 20) / page_bytes;
-  } else {
-    const auto memory = cuda::ReadDeviceMemory();
-    if (!memory.ok()) return memory.status();
-    const auto weights = 2 * static_cast<int64_t>(cuda::DeviceWeights::Bytes(options_.config, options_.dtype));
-    const auto free_bytes = static_cast<int64_t>(std::min<size_t>(memory->free_bytes, size_t{1} << 60));
-    const int64_t left = free_bytes - weights;
-    pages = std::min(pages, std::max<int64_t>(left, 0) / 2 / page_bytes);
-  }
-  if (pages >= one) return pages;
-  return absl::ResourceExhaustedError(
-      absl::StrCat("the KV cache on the device would have ", pages, " blocks, and one sequence of ",
-                   options_.max_sequence_tokens, " tokens takes ", one,
-                   "; raise rollout.kv_cache_mib, lower rollout.max_tokens, or take a device with more free memory"));
+  const auto memory = cuda::ReadDeviceMemory();
+  if (!memory.ok()) return memory.status();
+  return cuda::ServingPages(shape_, options_.kv_cache_mib, memory->free_bytes);
 }
 
 absl::Status CudaBackend::Prepare(const std::shared_ptr<const Weights>& weights) {
@@ -201,7 +189,7 @@ bool CudaBackend::IsDecodeStep(const StepInput& input) const {
     return false;
   }
   return std::all_of(input.batch.sequences.begin(), input.batch.sequences.end(), [this](const PagedSequence& sequence) {
-    return sequence.row_count == 1 && static_cast<int64_t>(sequence.pages.size()) <= decode_limits_.sequence_pages;
+    return sequence.row_count == 1 && static_cast<int64_t>(sequence.pages.size()) <= limits_.decode.sequence_pages;
   });
 }
 
@@ -234,7 +222,7 @@ absl::Status CudaBackend::Mix(const cuda::DeviceWeights& weights, const StepInpu
   batch_.sequences = input.batch.sequences;
   size_t first = 0;
   do {
-    const size_t count = std::min<size_t>(input.draws.size() - first, kMixedDraws);
+    const size_t count = std::min<size_t>(input.draws.size() - first, static_cast<size_t>(limits_.mixed.outputs));
     batch_.output_rows.clear();
     sampling_.clear();
     for (const DrawRequest& request : input.draws.subspan(first, count)) {

@@ -7,6 +7,8 @@
 #include <cmath>
 #include <limits>
 
+#include "engine/cuda/device_weights.h"
+#include "engine/cuda/serving.h"
 #include "rollout_server/batch_engine.h"
 #include "rollout_server/cpu_backend.h"
 #include "rollout_server/test_support.h"
@@ -148,6 +150,34 @@ TEST_F(CudaBackendTest, MemoryOfASetThatNobodyHoldsGoesToTheNext) {
   first.reset();
   ASSERT_TRUE((*backend)->Prepare(MakeWeights(config, DType::kF32, 10, 2)).ok());
   EXPECT_EQ(emulation::MemoryInUse(), two);
+}
+
+TEST_F(CudaBackendTest, TakesWhatThePlanSays) {
+  const ModelConfig config = Fitting(TinyMixtureConfig(4));
+  const auto weights = MakeWeights(config, DType::kF16, 8);
+  const cuda::ServingShape shape = {.config = config,
+                                    .dtype = DType::kF16,
+                                    .max_decode_rows = 8,
+                                    .prefill_chunk_tokens = 24,
+                                    .max_sequence_tokens = 128};
+  const auto pages = cuda::ServingPages(shape, 1, 0);
+  ASSERT_TRUE(pages.ok()) << pages.status();
+  const size_t before = emulation::MemoryInUse();
+  const auto engine = MakeEngine(/*on_device=*/true, weights, {});
+  const size_t made = emulation::MemoryInUse() - before;
+  EXPECT_EQ(made, cuda::ServingScratchBytes(shape) + cuda::DeviceWeights::Bytes(config, DType::kF16) +
+                      static_cast<size_t>(*pages) * cuda::DeviceKv::BytesPerPage(config, DType::kF16));
+  auto sink = std::make_shared<RecordingSink>();
+  for (uint64_t g = 1; g <= 4; ++g) {
+    v1::Group group = TinyGroup(g, 30, 3, 10);
+    group.set_routing(true);
+    engine->Submit(std::move(group), sink);
+  }
+  while (engine->Step()) {
+  }
+  EXPECT_TRUE(engine->status().ok()) << engine->status();
+  EXPECT_GT(emulation::MemoryInUse() - before, made) << "steps have inputs";
+  EXPECT_LE(emulation::MemoryInUse() - before, made + cuda::ServingStepBytes(shape, /*routing=*/true));
 }
 
 TEST_F(CudaBackendTest, LogitsThatAreNotFiniteEndTheirSampleAndNobodyElse) {

@@ -108,6 +108,14 @@ const ModelConfig& DeviceDecoder::config() const { return impl_->config; }
 DType DeviceDecoder::dtype() const { return impl_->dtype; }
 const Stream& DeviceDecoder::stream() const { return *impl_->stream_owner; }
 
+absl::Status DeviceDecoder::CheckShape(const ModelConfig& config) {
+  if (AttentionSupports(Impl(config, DType::kF16, Numerics::kMatched).attention_shape)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      config.architecture, ": attention with head_dim ", config.head_dim, ", ", config.num_heads, " heads and ",
+      config.num_kv_heads, " key/value heads has no CUDA kernel (head_dim 16, 32, 64, 96, 128; at most ",
+      kAttentionGroupMax, " heads of one key/value head); run it on the CPU"));
+}
+
 size_t DeviceDecoder::PagedBytes(const ModelConfig& config, DType dtype, Numerics numerics, const PagedLimits& limits) {
   const Impl impl(config, dtype, numerics);
   Carver counter(nullptr, kDeviceAlignment);
@@ -120,14 +128,9 @@ size_t DeviceDecoder::PagedBytes(const ModelConfig& config, DType dtype, Numeric
 absl::StatusOr<std::unique_ptr<DeviceDecoder>> DeviceDecoder::Create(const ModelConfig& config, DType dtype,
                                                                      Numerics numerics, const PagedLimits& limits,
                                                                      DeviceGemm* gemm, const Stream* stream) {
+  if (absl::Status status = CheckShape(config); !status.ok()) return status;
   auto impl = std::make_unique<Impl>(config, dtype, numerics);
   Impl& m = *impl;
-  if (!AttentionSupports(m.attention_shape)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        config.architecture, ": attention with head_dim ", config.head_dim, ", ", config.num_heads, " heads and ",
-        config.num_kv_heads, " key/value heads has no CUDA kernel (head_dim 16, 32, 64, 96, 128; at most ",
-        kAttentionGroupMax, " heads of one key/value head); run it on the CPU"));
-  }
   m.gemm = gemm;
   m.stream_owner = stream;
   m.stream = stream->get();

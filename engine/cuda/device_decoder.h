@@ -53,7 +53,7 @@ struct DeviceLowRankGradients {
 
 class DeviceDecoder {
  public:
-  // gemm and stream outlive the decoder. INVALID_ARGUMENT: a shape that the device's attention does not take.
+  // gemm and stream outlive the decoder. Errors of CheckShape.
   // RESOURCE_EXHAUSTED: scratch for `limits` (PagedBytes) does not fit.
   static absl::StatusOr<std::unique_ptr<DeviceDecoder>> Create(const ModelConfig& config, DType dtype,
                                                                Numerics numerics, const PagedLimits& limits,
@@ -82,7 +82,9 @@ class DeviceDecoder {
   absl::Status Backward(const DeviceWeights& weights, const PackedBatch& batch, const float* coefficient,
                         const DeviceLowRankGradients& gradients);
 
-  // Device memory that Create takes.
+  // INVALID_ARGUMENT: a shape that the device's attention does not take.
+  static absl::Status CheckShape(const ModelConfig& config);
+  // Device memory that Create takes, of a shape that passes.
   static size_t PagedBytes(const ModelConfig& config, DType dtype, Numerics numerics, const PagedLimits& limits);
   // Device memory that ForwardPacked and Backward hold at most for `tokens` packed tokens, all of them loss rows, each
   // a sequence. low_rank: the adapters' rank, 0 for all parameters. Weights and gradients come on top.

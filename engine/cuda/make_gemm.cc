@@ -5,11 +5,6 @@
 #include "engine/kernels/cuda/gemm_cublaslt.h"
 
 namespace lockstep::cuda {
-namespace {
-
-constexpr size_t kWorkspaceBytes = size_t{32} << 20;  // gemm_cublaslt.h
-
-}  // namespace
 
 absl::StatusOr<OwnedGemm> MakeGemm(Numerics numerics) {
   OwnedGemm owned;
@@ -17,10 +12,10 @@ absl::StatusOr<OwnedGemm> MakeGemm(Numerics numerics) {
     owned.gemm = MakeMatchedGemm();
     return owned;
   }
-  auto workspace = DeviceBuffer::Allocate(kWorkspaceBytes, "the workspace of matrix products");
+  auto workspace = DeviceBuffer::Allocate(kGemmWorkspaceBytes, "the workspace of matrix products");
   if (!workspace.ok()) return workspace.status();
   owned.workspace = *std::move(workspace);
-  auto gemm = MakeNativeGemm(owned.workspace.data(), static_cast<int64_t>(kWorkspaceBytes));
+  auto gemm = MakeNativeGemm(owned.workspace.data(), static_cast<int64_t>(kGemmWorkspaceBytes));
   if (!gemm.ok()) return gemm.status();
   owned.gemm = *std::move(gemm);
   return owned;
