@@ -17,8 +17,6 @@ namespace lockstep {
 namespace {
 
 constexpr char kLearner[] = "learner", kServer[] = "rollout server";
-// The device that weight_sync takes in every process (weight_sync/process_transports.h).
-constexpr int kTransportDevice = 0;
 
 Numerics NumericsOf(const DevicePlanInputs& in) {
   return in.config.numerics() == "matched" ? Numerics::kMatched : Numerics::kNative;
@@ -133,20 +131,11 @@ class Devices {
     (*plan)->processes.push_back(std::move(process));
     return absl::OkStatus();
   }
-  // The buffers of weight updates: with the process's other memory, or a second context on another device.
+  // With the buffers of weight updates, which are on the process's own device.
   absl::Status AddWithTransport(const DevicePlanInputs& in, int device, bool sends, ProcessMemory process) {
-    if (!HasTransport(in)) return Add(device, std::move(process));
-    const MemoryPool buffers = {"staging", TransportBytes(in, sends)};
-    if (device == kTransportDevice) {
-      if (buffers.bytes > 0) process.pools.push_back(buffers);
-      return Add(device, std::move(process));
-    }
-    ProcessMemory second;
-    second.name = absl::StrCat("updates of a ", process.name);
-    if (buffers.bytes > 0) second.pools.push_back(buffers);
-    second.pools.push_back({"context", kContextBytes});
-    absl::Status status = Add(kTransportDevice, std::move(second));
-    return status.ok() ? Add(device, std::move(process)) : status;
+    const MemoryPool buffers = {"staging", HasTransport(in) ? TransportBytes(in, sends) : 0};
+    if (buffers.bytes > 0) process.pools.push_back(buffers);
+    return Add(device, std::move(process));
   }
   DevicePlan Take() {
     DevicePlan plan;

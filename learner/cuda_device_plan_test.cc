@@ -215,7 +215,7 @@ TEST_F(CudaDevicePlanTest, ACacheWithoutASizeIsHalfOfWhatIsLeftAndHoldsASequence
               "lower rollout.max_tokens"});
 }
 
-TEST_F(CudaDevicePlanTest, BuffersOfUpdatesLieOnTheFirstDevice) {
+TEST_F(CudaDevicePlanTest, BuffersOfUpdatesLieOnTheirProcessDevice) {
   DevicePlanInputs in = SomeInputs();
   in.config.mutable_weight_sync()->set_transport("ipc");
   DevicePlan plan = Plan(in);
@@ -227,9 +227,9 @@ TEST_F(CudaDevicePlanTest, BuffersOfUpdatesLieOnTheFirstDevice) {
   EXPECT_EQ(Pool(plan.devices[0], "rollout server", "staging"), 64 * kMiB);
   emulation::TheDevices().count = 2;
   plan = Plan(in);
-  EXPECT_EQ(Pool(plan.devices[0], "updates of a rollout server", "staging"), 64 * kMiB);
-  EXPECT_EQ(Pool(plan.devices[0], "updates of a rollout server", "context"), kContextBytes);
-  EXPECT_EQ(Pool(plan.devices[1], "rollout server", "staging"), 0u);
+  EXPECT_EQ(Pool(plan.devices[0], "learner", "staging"), 64 * kMiB);
+  EXPECT_EQ(Pool(plan.devices[0], "rollout server", "staging"), 0u);
+  EXPECT_EQ(Pool(plan.devices[1], "rollout server", "staging"), 64 * kMiB);
 }
 
 TEST_F(CudaDevicePlanTest, WithoutADeviceAndForAModelWithoutKernelsTheLineIsTheEngines) {

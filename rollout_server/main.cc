@@ -112,7 +112,8 @@ absl::StatusOr<std::unique_ptr<RolloutServer>> StartFromFlags(StopSignal* stop, 
   const v1::RolloutConfig& rollout = config->rollout();
   const absl::StatusOr<DType> dtype = ParseDType(rollout.dtype());
   if (!dtype.ok()) return dtype.status();
-  absl::StatusOr<Transports> transports = ProcessTransports(config->weight_sync().transport());
+  absl::StatusOr<Transports> transports =
+      ProcessTransports(config->weight_sync().transport(), absl::GetFlag(FLAGS_process));
   if (!transports.ok()) return transports.status();
   LoadOptions load;
   load.clamp = *dtype == DType::kF16 && config->model().clamp_fp16();

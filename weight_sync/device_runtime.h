@@ -56,6 +56,8 @@ class DeviceRuntime {
 
 // The GPU of this number. UNAVAILABLE in one line where this build has no CUDA, or the machine no driver or device.
 absl::StatusOr<std::shared_ptr<DeviceRuntime>> MakeCudaRuntime(int device);
+// That of a run's process of this number: processes take the visible GPUs in turn, as engine/cuda's DeviceOfProcess.
+absl::StatusOr<std::shared_ptr<DeviceRuntime>> MakeCudaRuntimeOfProcess(int process);
 
 }  // namespace lockstep
 

@@ -157,4 +157,11 @@ absl::StatusOr<std::shared_ptr<DeviceRuntime>> MakeCudaRuntime(int device) {
   return std::make_shared<CudaRuntime>(device, bus_id);
 }
 
+absl::StatusOr<std::shared_ptr<DeviceRuntime>> MakeCudaRuntimeOfProcess(int process) {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0) return MakeCudaRuntime(process % count);
+  (void)cudaGetLastError();
+  return MakeCudaRuntime(0);  // says why there is none
+}
+
 }  // namespace lockstep

@@ -17,14 +17,14 @@ absl::Status CannotHave(const std::string& name, const absl::Status& why) {
 
 }  // namespace
 
-absl::StatusOr<Transports> ProcessTransports(const std::string& name) {
+absl::StatusOr<Transports> ProcessTransports(const std::string& name, int process) {
   Transports transports = GlooOnly();
   if (name.empty() || name == "gloo") return transports;
   if (name != "nccl" && name != "ipc") {
     return absl::InvalidArgumentError(
         absl::StrCat("weight_sync.transport \"", name, "\" is unknown; use one of gloo, nccl, ipc"));
   }
-  const absl::StatusOr<std::shared_ptr<DeviceRuntime>> runtime = MakeCudaRuntime(0);
+  const absl::StatusOr<std::shared_ptr<DeviceRuntime>> runtime = MakeCudaRuntimeOfProcess(process);
   if (!runtime.ok()) return CannotHave(name, runtime.status());
   if (name == "ipc") {
     transports["ipc"] = [device = std::make_shared<CommDevice>(*runtime, nullptr)](std::shared_ptr<GroupTable> table) {

@@ -11,8 +11,8 @@ namespace lockstep {
 
 // "gloo" always, and `name` (weight_sync.transport, "" is "gloo") where it can be had: "ipc" needs a GPU, "nccl" NCCL
 // as well. UNAVAILABLE in one line, with the reason and the way out, where it cannot. A GPU is looked for only when it
-// is asked for: it is the first that the process sees (CUDA_VISIBLE_DEVICES).
-absl::StatusOr<Transports> ProcessTransports(const std::string& name);
+// is asked for: it is that of the run's process of this number (MakeCudaRuntimeOfProcess).
+absl::StatusOr<Transports> ProcessTransports(const std::string& name, int process);
 
 }  // namespace lockstep
 
