@@ -299,6 +299,7 @@ void AppendYaml(const Message& message, int indent, std::string& out) {
 v1::RunConfig DefaultRunConfig() {
   v1::RunConfig config;
   config.set_numerics("matched");
+  config.set_device("cpu");
   config.set_seed(1);
   config.set_run_dir("runs/run");
   auto* data = config.mutable_data();

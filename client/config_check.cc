@@ -49,6 +49,7 @@ absl::Status CheckNames(const v1::RunConfig& c) {
   const std::vector<std::string> dtypes = {"fp16", "bf16", "fp32"};
   for (const absl::Status& status : {
            OneOf("numerics", c.numerics(), {"matched", "native"}),
+           OneOf("device", c.device(), {"cpu", "cuda"}),
            OneOf("rollout.dtype", c.rollout().dtype(), dtypes),
            OneOf("learner.dtype", c.learner().dtype(), dtypes),
            OneOf("data.reward", c.data().reward(), {"exact", "numeric", "math", "multiple_choice", "service"}),
@@ -58,7 +59,7 @@ absl::Status CheckNames(const v1::RunConfig& c) {
            OneOf("algorithm.old_log_prob", c.algorithm().old_log_prob(), {"recompute", "rollout"}),
            OneOf("learner.router_replay", c.learner().router_replay(), {"off", "measure", "replay"}),
            OneOf("learner.loss_scale.mode", c.learner().loss_scale().mode(), {"auto", "dynamic", "off"}),
-           OneOf("weight_sync.transport", c.weight_sync().transport(), {"gloo"}),
+           OneOf("weight_sync.transport", c.weight_sync().transport(), {"gloo", "nccl", "ipc"}),
            OneOf("weight_sync.in_flight", c.weight_sync().in_flight(),
                  {"finish", "continue", "continue_stale_kv", "restart"}),
        }) {

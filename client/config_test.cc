@@ -87,6 +87,7 @@ TEST(ConfigTest, RefusesEachBadFileInOneLineWithPlaceAndWayOut) {
       {"rollout:\n  dtype: int8\n", "run.yaml: rollout.dtype: 'int8' is unknown; use one of fp16, bf16, fp32"},
       {"learner:\n  dtype: half\n", "run.yaml: learner.dtype: 'half' is unknown; use one of fp16, bf16, fp32"},
       {"numerics: exact\n", "run.yaml: numerics: 'exact' is unknown; use one of matched, native"},
+      {"device: gpu\n", "run.yaml: device: 'gpu' is unknown; use one of cpu, cuda"},
       {"algorithm:\n  name: ppo\n",
        "run.yaml: algorithm.name: 'ppo' is unknown; use one of pg, reinforce, pg_token_is, pg_token_tis, pg_seq_is, "
        "pg_seq_tis, pg_seq_mis, pg_geo_rs, pg_geo_mis, grpo, dr_grpo, dapo, grpo_token_tis, grpo_seq_tis, "
@@ -94,7 +95,7 @@ TEST(ConfigTest, RefusesEachBadFileInOneLineWithPlaceAndWayOut) {
       {"data:\n  reward: bleu\n",
        "run.yaml: data.reward: 'bleu' is unknown; use one of exact, numeric, math, "
        "multiple_choice, service"},
-      {"weight_sync:\n  transport: mpi\n", "run.yaml: weight_sync.transport: 'mpi' is unknown; use one of gloo"},
+      {"weight_sync:\n  transport: mpi\n", "run.yaml: weight_sync.transport: 'mpi' is unknown; use one of gloo, nccl, ipc"},
       {"rollout:\n  temperature: 0\n", "run.yaml: rollout.temperature: 0 is outside of [0.01, 100]"},
       {"rollout:\n  max_tokens: 0\n", "run.yaml: rollout.max_tokens: 0 is too small; use at least 1"},
       {"learner:\n  threads: 0\n", "run.yaml: learner.threads: 0 is outside of [1, 256]"},

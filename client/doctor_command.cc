@@ -102,13 +102,24 @@ void CheckPrograms(Report& report) {
            "not installed; `lockstep report` and `lockstep mismatch` draw with it (apt-get install gnuplot-nox)");
 }
 
+// The driver's version out of its own line: "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul ...".
+std::string DriverVersion(const std::string& line) {
+  std::istringstream words(line);
+  for (std::string word; words >> word;) {
+    const bool number = word.find_first_not_of("0123456789.") == std::string::npos;
+    if (number && word.find('.') != std::string::npos) return word;
+  }
+  return "of an unknown version";
+}
+
+// Whether the build has CUDA and what the GPUs are is the learner's to know: a config with `device: cuda` asks it.
 void CheckGpu(Report& report) {
   std::ifstream version("/proc/driver/nvidia/version");
   std::string line;
   if (std::getline(version, line)) {
-    report.Note("GPU", absl::StrCat("driver present (", line, "), but this build computes on the CPU"));
+    report.Note("GPU", absl::StrCat("NVIDIA driver ", DriverVersion(line), "; runs with `device: cuda` use it"));
   } else {
-    report.Note("GPU", "no NVIDIA driver; everything runs on the CPU");
+    report.Note("GPU", "no NVIDIA driver; everything runs on the CPU, and `device: cuda` is refused");
   }
 }
 

@@ -71,6 +71,11 @@ absl::Status Launcher::CheckMemory() {
   return absl::OkStatus();
 }
 
+int Launcher::Ranks() const {
+  const bool trains = options_.mode == "rl" || options_.mode == "pretrain";
+  return trains ? static_cast<int>(config_.learner().world_size()) : 1;
+}
+
 absl::Status Launcher::StartServer(int index) {
   const std::string name = absl::StrCat("rollout-", index);
   const absl::StatusOr<std::string> binary = FindBinary("lockstep_rollout_server");
@@ -79,7 +84,8 @@ absl::Status Launcher::StartServer(int index) {
   absl::StatusOr<Child> child = Child::Start(
       name, *binary,
       {absl::StrCat("--config=", Path("config.pbtxt")), absl::StrCat("--address_file=", Path(name + ".address")),
-       absl::StrCat("--metrics_address_file=", Path(name + ".metrics")), absl::StrCat("--parent_pid=", getpid())},
+       absl::StrCat("--metrics_address_file=", Path(name + ".metrics")), absl::StrCat("--parent_pid=", getpid()),
+       absl::StrCat("--process=", Ranks() + index)},
       Path("logs/" + name + ".log"));
   if (!child.ok()) return child.status();
   servers_[static_cast<size_t>(index)].child = std::make_unique<Child>(*std::move(child));
@@ -94,6 +100,7 @@ absl::Status Launcher::StartLearner(int rank, const std::string& rollout_address
   std::vector<std::string> flags = {absl::StrCat("--config=", Path("config.pbtxt")),
                                     absl::StrCat("--mode=", options_.mode),
                                     absl::StrCat("--rank=", rank),
+                                    absl::StrCat("--process=", rank),
                                     absl::StrCat("--address_file=", Path(name + ".address")),
                                     absl::StrCat("--metrics_address_file=", Path(name + ".metrics")),
                                     absl::StrCat("--parent_pid=", getpid())};
@@ -129,9 +136,7 @@ absl::Status Launcher::Start() {
         addresses.push_back(*address);
       }
     }
-    const bool trains = options_.mode == "rl" || options_.mode == "pretrain";
-    const int ranks = trains ? static_cast<int>(config_.learner().world_size()) : 1;
-    for (int rank = 0; rank < ranks; ++rank) {
+    for (int rank = 0; rank < Ranks(); ++rank) {
       if (absl::Status status = StartLearner(rank, absl::StrJoin(addresses, ",")); !status.ok()) return status;
     }
     return absl::OkStatus();

@@ -57,6 +57,7 @@ class Launcher {
 
   absl::Status PrepareFolder();
   absl::Status CheckMemory();
+  int Ranks() const;
   absl::Status StartServer(int index);
   absl::Status StartLearner(int rank, const std::string& rollout_addresses);
   std::string Path(const std::string& name) const { return config_.run_dir() + "/" + name; }

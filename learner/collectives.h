@@ -18,6 +18,8 @@ class Collectives {
   virtual ~Collectives() = default;
   virtual int rank() const = 0;
   virtual int world_size() const = 0;
+  // Whether `data` of the calls below may lie on a device.
+  virtual bool takes_device_memory() const { return false; }
 
   // data[i] = sum over ranks, in place, the same bits on every rank: each element is reduced in one place, in ring
   // order, then copied. n elements of at most 2^40 bytes.

@@ -51,7 +51,7 @@ class LoraTest : public testing::Test {
     auto trainer = Trainer::Create(options, collectives);
     EXPECT_TRUE(trainer.ok()) << trainer.status();
     InitializeLowRank(*(*trainer)->lora(), 3, (*trainer)->arena());
-    (*trainer)->RefreshWeights();
+    EXPECT_TRUE((*trainer)->RefreshWeights().ok());
     return *std::move(trainer);
   }
   // round(base + scale B A), all parameters, as FP32 values.

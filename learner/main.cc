@@ -22,8 +22,10 @@
 #include "engine/base/metrics.h"
 #include "engine/base/process.h"
 #include "learner/control_service.h"
+#include "learner/device_engine.h"
 #include "learner/eval_mode.h"
 #include "learner/filter.h"
+#include "learner/join_ranks.h"
 #include "learner/memory_plan.h"
 #include "learner/pretrain.h"
 #include "learner/run_loop.h"
@@ -31,6 +33,7 @@
 #include "learner/setup.h"
 #include "learner/tensorboard_log.h"
 #include "proto/channel.h"
+#include "weight_sync/process_transports.h"
 #include "weight_sync/publisher.h"
 
 ABSL_FLAG(std::string, config, "", "resolved RunConfig, as protobuf text");
@@ -39,6 +42,8 @@ ABSL_FLAG(bool, plan_only, false,
           "print what the mode's processes will take of memory, and end; 2 when it is too much");
 ABSL_FLAG(bool, resume, false, "go on from the run folder's latest checkpoint");
 ABSL_FLAG(int32_t, rank, 0, "rank of this process among learner.world_size");
+ABSL_FLAG(int32_t, process, 0,
+          "number of this process among the run's on this machine; chooses the GPU, modulo their number");
 ABSL_FLAG(std::string, rank0_address, "", "host:port of rank 0; for ranks above 0");
 ABSL_FLAG(std::string, rollout_addresses, "", "host:port of the rollout servers, comma-separated");
 ABSL_FLAG(double, servers_timeout_seconds, 120, "how long to wait for a rollout server, at the start and in the run");
@@ -62,7 +67,6 @@ constexpr int kExitFailed = 1;
 constexpr int kExitCannotStart = 2;
 // Lets watchers read the last message.
 constexpr absl::Duration kShutdownGrace = absl::Seconds(3);
-constexpr char kCollectivesPrefix[] = "learner-ranks";
 
 int PrintError(const absl::Status& status, int exit_code) {
   std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
@@ -108,6 +112,9 @@ absl::Status StartServices(Rank0* rank0) {
   publisher.dtype = setup.rollout_dtype;
   publisher.sync = setup.config.weight_sync();
   publisher.metrics = &rank0->metrics;
+  absl::StatusOr<Transports> transports = ProcessTransports(publisher.sync.transport(), setup.process);
+  if (!transports.ok()) return transports.status();
+  publisher.transports = *std::move(transports);
   rank0->publisher = MakeWeightPublisher(publisher);
   if (setup.mode != LearnerMode::kPretrain) {
     RolloutClientOptions options;
@@ -143,22 +150,10 @@ absl::Status StartServices(Rank0* rank0) {
   return file.empty() ? absl::OkStatus() : WriteFileAtomically(file, rank0->listening.address + "\n");
 }
 
-absl::StatusOr<std::unique_ptr<Collectives>> JoinRanks(const v1::RunConfig& config, int rank,
-                                                       const std::string& rank0_address) {
-  const int world_size = std::max<int>(1, static_cast<int>(config.learner().world_size()));
-  if (world_size == 1) return MakeSingleRankCollectives();
-  GlooCollectivesOptions options;
-  options.rank = rank;
-  options.world_size = world_size;
-  options.rank0_address = rank0_address;
-  options.prefix = kCollectivesPrefix;
-  return MakeGlooCollectives(options);
-}
-
 // Trainer with its state, from the latest checkpoint or from model.path.
 absl::Status PrepareTraining(Rank0* rank0) {
   const LearnerSetup& setup = rank0->setup;
-  auto collectives = JoinRanks(setup.config, 0, rank0->listening.address);
+  auto collectives = JoinRanks(setup.config, 0, rank0->listening.address, setup.process);
   if (!collectives.ok()) return collectives.status();
   rank0->collectives = *std::move(collectives);
   auto trainer = MakeTrainer(setup, rank0->collectives.get());
@@ -172,7 +167,7 @@ absl::Status PrepareTraining(Rank0* rank0) {
   const bool needs_reference = rank0->trainer->needs_reference();
   if (needs_reference) {
     if (absl::Status status = LoadInitialWeights(setup, *rank0->trainer); !status.ok()) return status;
-    rank0->trainer->CaptureReference();
+    if (absl::Status status = rank0->trainer->CaptureReference(); !status.ok()) return status;
   }
   bool restored = needs_reference;
   if (absl::GetFlag(FLAGS_resume)) {
@@ -318,6 +313,7 @@ Outcome RunEval(Rank0* rank0) {
 int RunRank0(const v1::RunConfig& config, LearnerMode mode, StopSignal* stop) {
   auto setup = LoadLearnerSetup(config, mode, /*with_data=*/true);
   if (!setup.ok()) return PrintError(setup.status(), kExitCannotStart);
+  setup->process = absl::GetFlag(FLAGS_process);
   Rank0 rank0;
   rank0.setup = *std::move(setup);
   rank0.stop = stop;
@@ -335,7 +331,9 @@ int RunRank0(const v1::RunConfig& config, LearnerMode mode, StopSignal* stop) {
                           : mode == LearnerMode::kPretrain ? RunPretrain(&rank0)
                           : mode == LearnerMode::kFilter   ? RunFilter(&rank0)
                                                            : RunEval(&rank0);
-  const int exit_code = outcome.status.ok() ? 0 : outcome.started ? kExitFailed : kExitCannotStart;
+  const int exit_code = outcome.status.ok() ? 0
+                        : outcome.started   ? DeviceExitCode(outcome.status, kExitFailed)
+                                            : kExitCannotStart;
   rank0.metrics.SetState(outcome.status.ok() ? "draining" : "failed");
   rank0.monitor->Publish([&](v1::RunStatus& status) {
     status.set_phase(outcome.status.ok() ? v1::RUN_PHASE_ENDED : v1::RUN_PHASE_FAILED);
@@ -358,29 +356,47 @@ int RunFollower(const v1::RunConfig& config, LearnerMode mode, int rank) {
   }
   auto setup = LoadLearnerSetup(config, mode, /*with_data=*/false);
   if (!setup.ok()) return PrintError(setup.status(), kExitCannotStart);
+  setup->process = absl::GetFlag(FLAGS_process);
   MetricsRegistry metrics("learner");
   std::unique_ptr<MetricsServer> metrics_server;
   if (absl::Status status = StartMetrics(&metrics, &metrics_server); !status.ok()) {
     return PrintError(status, kExitCannotStart);
   }
-  auto collectives = JoinRanks(config, rank, absl::GetFlag(FLAGS_rank0_address));
+  auto collectives = JoinRanks(config, rank, absl::GetFlag(FLAGS_rank0_address), setup->process);
   if (!collectives.ok()) return PrintError(collectives.status(), kExitCannotStart);
   auto trainer = MakeTrainer(*setup, collectives->get());
   if (!trainer.ok()) return PrintError(trainer.status(), kExitCannotStart);
   metrics.SetState("serving");
   LogInfo("rank ", rank, " follows ", absl::GetFlag(FLAGS_rank0_address));
   const absl::Status status = FollowRank0(**trainer, **collectives);
-  return status.ok() ? 0 : PrintError(status, kExitFailed);
+  return status.ok() ? 0 : PrintError(status, DeviceExitCode(status, kExitFailed));
 }
 
 int PrintMemoryPlan(const v1::RunConfig& config, LearnerMode mode) {
+  const bool trains = mode == LearnerMode::kReinforce || mode == LearnerMode::kPretrain;
+  const bool uses_devices = config.device() == "cuda" && (trains || config.rollout().addresses().empty());
+  if (uses_devices) {  // before anything is read: without a device nothing else matters
+    const auto device = FindTrainDevice(absl::GetFlag(FLAGS_process));
+    if (!device.ok()) return PrintError(device.status(), kExitCannotStart);
+  }
   const auto inputs = ReadMemoryInputs(config, mode);
   if (!inputs.ok()) return PrintError(inputs.status(), kExitCannotStart);
   const auto plan = PlanMemory(*inputs);
   if (!plan.ok()) return PrintError(plan.status(), kExitCannotStart);
   const MachineMemory machine = ReadMachineMemory();
   if (absl::Status status = CheckMemory(*plan, machine); !status.ok()) return PrintError(status, kExitCannotStart);
-  std::printf("memory: %s; %s\n%s\n", plan->Text().c_str(), AvailableText(machine).c_str(), plan->Json().c_str());
+  DevicePlan devices;
+  if (uses_devices) {
+    const auto device_inputs = DeviceInputs(*inputs);
+    if (!device_inputs.ok()) return PrintError(device_inputs.status(), kExitCannotStart);
+    auto planned = PlanDevices(*device_inputs);
+    if (!planned.ok()) return PrintError(planned.status(), kExitCannotStart);
+    devices = *std::move(planned);
+    if (absl::Status status = CheckDevices(devices, config); !status.ok()) return PrintError(status, kExitCannotStart);
+  }
+  const std::string text = devices.devices.empty() ? "" : "; " + devices.Text();
+  std::printf("memory: %s; %s%s\n%s\n", plan->Text().c_str(), AvailableText(machine).c_str(), text.c_str(),
+              plan->Json(&devices).c_str());
   return 0;
 }
 

@@ -6,13 +6,14 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "engine/checkpoint/hf_folder.h"
 #include "engine/kernels/packed_matrix.h"
 #include "engine/model/decoder.h"
 #include "engine/model/kv_plan.h"
 #include "engine/model/low_rank.h"
 #include "engine/model/paged_logits.h"
+#include "learner/collectives_nccl.h"
+#include "learner/micro_batch.h"
 
 namespace lockstep {
 namespace {
@@ -25,6 +26,8 @@ constexpr uint64_t kTokenizerFactor = 12;
 constexpr uint64_t kDataFactor = 6;
 // A block of FP32 rows on the way from a file (engine/checkpoint).
 constexpr uint64_t kLoadBlockBytes = uint64_t{8} << 20;
+// Pinned blocks on the way to a device (engine/cuda/arena.h).
+constexpr uint64_t kStagingBytes = uint64_t{16} << 20;
 // A token of a sample that waits for its step: id, log-prob and weight version, in the ledger's row, the assembly and
 // the batch.
 constexpr uint64_t kSampleTokenBytes = 64;
@@ -37,8 +40,6 @@ uint64_t BufferBytes(uint64_t bytes) {
   const uint64_t unit = bytes >= 2 * kHugePage ? kHugePage : 64;
   return (bytes + unit - 1) / unit * unit;
 }
-
-std::string GiB(uint64_t bytes) { return absl::StrFormat("%.1f", static_cast<double>(bytes) / (1 << 30)); }
 
 int64_t LongestSample(const MemoryInputs& in) {
   const int64_t response = in.mode == LearnerMode::kPretrain ? 0 : in.config.rollout().max_tokens();
@@ -56,28 +57,40 @@ int64_t LargestMicroBatch(const MemoryInputs& in) {
   return std::max(std::min(micro, step), LongestSample(in));
 }
 
+// Elements of the adapters; 0 without lora.rank.
+absl::StatusOr<int64_t> AdapterElements(const MemoryInputs& in) {
+  const v1::LoraConfig& lora = in.config.lora();
+  if (lora.rank() == 0) return 0;
+  const auto layout = MakeLowRankLayout(in.model, lora.rank(), lora.alpha(),
+                                        {lora.target_modules().begin(), lora.target_modules().end()});
+  if (!layout.ok()) return layout.status();
+  return layout->total_size;
+}
+
 absl::StatusOr<ProcessMemory> TrainingLearner(const MemoryInputs& in) {
   const uint64_t params = static_cast<uint64_t>(ParamLayout(in.model).total_size);
-  uint64_t trained = params;
-  if (const v1::LoraConfig& lora = in.config.lora(); lora.rank() > 0) {  // the base stays in its mapped files
-    const auto layout = MakeLowRankLayout(in.model, lora.rank(), lora.alpha(),
-                                          {lora.target_modules().begin(), lora.target_modules().end()});
-    if (!layout.ok()) return layout.status();
-    trained = static_cast<uint64_t>(layout->total_size);
-  }
+  const auto adapters = AdapterElements(in);
+  if (!adapters.ok()) return adapters.status();
+  // With adapters the base stays in its mapped files.
+  const uint64_t trained = *adapters > 0 ? static_cast<uint64_t>(*adapters) : params;
   ProcessMemory learner;
   learner.name = "learner";
   learner.count = std::max<uint32_t>(1, in.config.learner().world_size());
   auto& pools = learner.pools;
-  pools.push_back({"weights", WeightsBytes(in.model, in.learner_dtype)});
-  if (in.mode == LearnerMode::kReinforce && in.config.algorithm().kl_beta() > 0) {
+  const bool on_host = in.config.device() != "cuda";
+  if (on_host || in.config.lora().rank() > 0) {  // adapters are merged on the host
+    pools.push_back({"weights", WeightsBytes(in.model, in.learner_dtype)});
+  }
+  if (on_host && in.mode == LearnerMode::kReinforce && in.config.algorithm().kl_beta() > 0) {
     pools.push_back({"reference weights", WeightsBytes(in.model, in.learner_dtype)});
   }
   pools.push_back({"master", 4 * trained});
-  pools.push_back({"gradient", 4 * trained});
+  if (on_host || learner.count > 1) pools.push_back({"gradient", 4 * trained});
   pools.push_back({"Adam moments", 8 * trained});
-  pools.push_back({"activations", Decoder::TrainingBytes(in.model, in.learner_dtype, LargestMicroBatch(in),
-                                                         in.config.learner().activation_recompute())});
+  if (on_host) {
+    pools.push_back({"activations", Decoder::TrainingBytes(in.model, in.learner_dtype, LargestMicroBatch(in),
+                                                           in.config.learner().activation_recompute())});
+  }
   if (in.mode == LearnerMode::kReinforce) {
     // The version that is published, and the one before it until it is.
     pools.push_back({"weight snapshots", 2 * params * DTypeSize(in.rollout_dtype)});
@@ -104,6 +117,10 @@ absl::StatusOr<ProcessMemory> RolloutServerProcess(const MemoryInputs& in) {
     server.pools.push_back({"shadow weights", weights * (older ? 2 : 1)});
     const uint64_t bucket = uint64_t{in.config.weight_sync().bucket_mib()} << 20;
     server.pools.push_back({"buckets", 2 * std::min(bucket, weights)});
+  }
+  if (in.config.device() == "cuda") {
+    server.pools.push_back({"scratch", kLoadBlockBytes + kStagingBytes});
+    return server;
   }
   const int64_t response = std::max(rollout.max_tokens(), in.config.eval().max_tokens());
   const int64_t longest =
@@ -156,46 +173,17 @@ std::string WayOut(const MemoryPlan& plan) {
 
 }  // namespace
 
-uint64_t ProcessMemory::bytes() const {
-  uint64_t total = 0;
-  for (const MemoryPool& pool : pools) total += pool.bytes;
-  return total;
-}
-
-uint64_t MemoryPlan::bytes() const {
-  uint64_t total = 0;
-  for (const ProcessMemory& process : processes) total += process.count * process.bytes();
-  return total;
-}
+uint64_t MemoryPlan::bytes() const { return TotalBytes(processes); }
 
 std::string MemoryPlan::Text() const {
-  std::string text = absl::StrCat("needs ", GiB(bytes()), " GiB: ");
-  for (size_t i = 0; i < processes.size(); ++i) {
-    const ProcessMemory& process = processes[i];
-    if (process.count == 1) {
-      absl::StrAppend(&text, i == 0 ? "" : ", ", process.name, " ", GiB(process.bytes()), " (");
-    } else {
-      absl::StrAppend(&text, i == 0 ? "" : ", ", process.count, " ", process.name, "s of ", GiB(process.bytes()), " (");
-    }
-    bool first = true;
-    for (const MemoryPool& pool : process.pools) {
-      absl::StrAppend(&text, first ? "" : ", ", pool.name, " ", GiB(pool.bytes));
-      first = false;
-    }
-    absl::StrAppend(&text, ")");
-  }
-  return text;
+  return absl::StrCat("needs ", GiBText(bytes()), " GiB: ", ProcessesText(processes));
 }
 
-std::string MemoryPlan::Json() const {
+std::string MemoryPlan::Json(const DevicePlan* devices) const {
   nlohmann::ordered_json root;
-  root["processes"] = nlohmann::ordered_json::array();
-  for (const ProcessMemory& process : processes) {
-    nlohmann::ordered_json entry = {{"name", process.name}, {"count", process.count}, {"bytes", process.bytes()}};
-    for (const MemoryPool& pool : process.pools) entry["pools"][pool.name] = pool.bytes;
-    root["processes"].push_back(entry);
-  }
+  root["processes"] = ProcessesJson(processes);
   root["bytes"] = bytes();
+  if (devices != nullptr && !devices->devices.empty()) root["devices"] = devices->Json();
   return root.dump();
 }
 
@@ -230,6 +218,27 @@ absl::StatusOr<MemoryPlan> PlanMemory(const MemoryInputs& in) {
   return plan;
 }
 
+absl::StatusOr<DevicePlanInputs> DeviceInputs(const MemoryInputs& in) {
+  DevicePlanInputs inputs;
+  inputs.config = in.config;
+  inputs.model = in.model;
+  inputs.learner_dtype = in.learner_dtype;
+  inputs.rollout_dtype = in.rollout_dtype;
+  inputs.updates = in.mode == LearnerMode::kReinforce;
+  inputs.trains = inputs.updates || in.mode == LearnerMode::kPretrain;
+  inputs.serves = in.mode != LearnerMode::kPretrain && in.config.rollout().addresses().empty();
+  inputs.micro_batch_tokens = LargestMicroBatch(in);
+  if (inputs.trains && in.config.learner().world_size() > 1) inputs.staged_bytes = kStagedPiece;
+  const auto adapters = AdapterElements(in);
+  if (!adapters.ok()) return adapters.status();
+  inputs.adapter_elements = *adapters;
+  if (!inputs.updates) return inputs;
+  const auto routing = RoutingRowBytes(in.config.learner().router_replay(), in.model);
+  if (!routing.ok()) return routing.status();
+  inputs.routing_bytes = *routing;
+  return inputs;
+}
+
 absl::StatusOr<MemoryInputs> ReadMemoryInputs(const v1::RunConfig& config, LearnerMode mode) {
   MemoryInputs inputs;
   inputs.config = config;
@@ -251,7 +260,7 @@ absl::StatusOr<MemoryInputs> ReadMemoryInputs(const v1::RunConfig& config, Learn
 
 std::string AvailableText(const MachineMemory& machine) {
   if (machine.available_bytes == 0) return "what is available is unknown";
-  return absl::StrCat(GiB(machine.available_bytes), " GiB are available",
+  return absl::StrCat(GiBText(machine.available_bytes), " GiB are available",
                       machine.limited_by_cgroup ? " (the limit of the control group)" : "");
 }
 

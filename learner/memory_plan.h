@@ -2,6 +2,9 @@
 // predicted is what the code allocates: weights by Weights' layout, activations by Decoder::TrainingBytes, the KV cache
 // by PlanKvPages. docs/memory.md compares it with what processes were measured to take.
 //
+// With `device: cuda` it is what the processes take of the host: weights that a server has received, and the learner's
+// copy of its state (TrainEngine::Fetch). What they take of the devices: device_plan.h.
+//
 // Mapped model files are page cache and not counted: the kernel takes them back when memory is short.
 #ifndef LOCKSTEP_LEARNER_MEMORY_PLAN_H_
 #define LOCKSTEP_LEARNER_MEMORY_PLAN_H_
@@ -14,31 +17,21 @@
 #include "absl/status/statusor.h"
 #include "engine/base/machine_memory.h"
 #include "engine/model/model.h"
+#include "learner/device_plan.h"
+#include "learner/process_memory.h"
 #include "learner/setup.h"
 #include "proto/run_config.pb.h"
 
 namespace lockstep {
-
-struct MemoryPool {
-  std::string name;
-  uint64_t bytes = 0;
-};
-
-// Processes of one kind on this machine; each takes the sum of the pools at its peak.
-struct ProcessMemory {
-  std::string name;  // "learner", "rollout server"
-  uint32_t count = 1;
-  std::vector<MemoryPool> pools;
-  uint64_t bytes() const;
-};
 
 struct MemoryPlan {
   std::vector<ProcessMemory> processes;
   uint64_t bytes() const;
   // "needs 19.2 GiB: learner 15.1 (weights 0.9, master 1.8, ...), 2 rollout servers of 2.0 (...)"
   std::string Text() const;
-  // {"processes": [{"name", "count", "bytes", "pools": {...}}], "bytes"}, in bytes.
-  std::string Json() const;
+  // {"processes": [{"name", "count", "bytes", "pools": {...}}], "bytes"}, in bytes; "devices" where `devices` (may be
+  // null) has any.
+  std::string Json(const DevicePlan* devices = nullptr) const;
 };
 
 // Bytes that a set of weights takes: matrices in whole panels of 16 rows, large buffers in whole huge pages.
@@ -56,6 +49,8 @@ struct MemoryInputs {
   uint64_t tokenizer_bytes = 0;
 };
 absl::StatusOr<MemoryPlan> PlanMemory(const MemoryInputs& inputs);
+// The same for device_plan.h.
+absl::StatusOr<DevicePlanInputs> DeviceInputs(const MemoryInputs& inputs);
 
 // The inputs from the config's files; only config.json is parsed.
 absl::StatusOr<MemoryInputs> ReadMemoryInputs(const v1::RunConfig& config, LearnerMode mode);

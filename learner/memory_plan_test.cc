@@ -153,5 +153,41 @@ TEST(MemoryPlanTest, RoutingIsCountedWithTheSamplesAndADenseModelHasNone) {
             without + 16 * 8 * 128 * 3 * 2 * static_cast<uint64_t>(inputs.model.num_layers));
 }
 
+TEST(MemoryPlanTest, TheDevicesPlanGetsWhatTheModeDoes) {
+  MemoryInputs inputs = SomeInputs();
+  auto device = DeviceInputs(inputs);
+  ASSERT_TRUE(device.ok()) << device.status();
+  EXPECT_TRUE(device->trains && device->updates && device->serves);
+  EXPECT_EQ(device->micro_batch_tokens, 2048);
+  EXPECT_EQ(device->adapter_elements, 0);
+  EXPECT_EQ(device->staged_bytes, 0u);
+  inputs.mode = LearnerMode::kEval;
+  device = DeviceInputs(inputs);
+  EXPECT_TRUE(!device->trains && !device->updates && device->serves);
+  inputs.mode = LearnerMode::kPretrain;
+  inputs.config.mutable_learner()->set_world_size(2);
+  inputs.config.mutable_lora()->set_rank(2);
+  inputs.config.mutable_lora()->set_alpha(4);
+  inputs.config.mutable_lora()->add_target_modules("o_proj");
+  device = DeviceInputs(inputs);
+  EXPECT_TRUE(device->trains && !device->updates && !device->serves);
+  EXPECT_GT(device->staged_bytes, 0u);
+  const ModelConfig& model = inputs.model;
+  EXPECT_EQ(device->adapter_elements, model.num_layers * 2 * (model.hidden_size + model.num_heads * model.head_dim));
+  inputs.config.mutable_lora()->set_target_modules(0, "c_proj");
+  EXPECT_EQ(DeviceInputs(inputs).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(MemoryPlanTest, DevicesAreInTheJsonWhereThereAreAny) {
+  const auto plan = PlanMemory(SomeInputs());
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  DevicePlan devices;
+  EXPECT_EQ(plan->Json(&devices), plan->Json());
+  devices.devices.push_back({.device = 1, .name = "GPU", .free_bytes = 7, .total_bytes = 8, .processes = {}});
+  EXPECT_NE(plan->Json(&devices).find(R"("devices":[{"device":1,"name":"GPU","bytes":0,"free_bytes":7)"),
+            std::string::npos)
+      << plan->Json(&devices);
+}
+
 }  // namespace
 }  // namespace lockstep

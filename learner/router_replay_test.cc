@@ -34,7 +34,7 @@ std::unique_ptr<Trainer> MakeFresh(const TrainerOptions& options, Collectives* c
   auto trainer = Trainer::Create(options, collectives);
   EXPECT_TRUE(trainer.ok()) << trainer.status();
   InitializeArena(options.config, 5, 0.2f, (*trainer)->arena());
-  (*trainer)->RefreshWeights();
+  EXPECT_TRUE((*trainer)->RefreshWeights().ok());
   return *std::move(trainer);
 }
 
@@ -80,7 +80,9 @@ struct Result {
 Result StepOnce(const TrainerOptions& options, const std::vector<TrainSample>& samples) {
   auto ranks = MakeSingleRankCollectives();
   auto trainer = MakeFresh(options, ranks.get());
-  if (trainer->needs_reference()) trainer->CaptureReference();
+  if (trainer->needs_reference()) {
+    EXPECT_TRUE(trainer->CaptureReference().ok());
+  }
   auto metrics = trainer->Step(samples, 1);
   EXPECT_TRUE(metrics.ok()) << metrics.status();
   return {*metrics, Copy(trainer->arena(), trainer->arena_size())};

@@ -95,6 +95,7 @@ Checkpoints::Checkpoints(const std::string& dir, const ModelConfig& model, DType
 
 absl::StatusOr<std::string> Checkpoints::Write(Trainer& trainer, const RunPosition& position) {
   const absl::Time start = absl::Now();
+  if (absl::Status status = trainer.Fetch(TrainArrays::kState); !status.ok()) return status;
   CheckpointContents contents;
   contents.config = &model_;
   contents.arena = trainer.params();

@@ -10,6 +10,7 @@
 #include "engine/checkpoint/adapter.h"
 #include "engine/checkpoint/hf_folder.h"
 #include "google/protobuf/text_format.h"
+#include "learner/device_engine.h"
 
 namespace lockstep {
 namespace {
@@ -109,8 +110,7 @@ absl::Status LoadInitialAdapters(const LearnerSetup& setup, Trainer& trainer) {
   } else if (absl::Status status = LoadAdapter(adapter, *trainer.lora(), trainer.arena()); !status.ok()) {
     return status;
   }
-  trainer.RefreshWeights();
-  return absl::OkStatus();
+  return trainer.RefreshWeights();
 }
 
 }  // namespace
@@ -155,6 +155,9 @@ absl::StatusOr<LearnerSetup> LoadLearnerSetup(const v1::RunConfig& config, Learn
   if (config.numerics() != "matched" && config.numerics() != "native") {
     return absl::InvalidArgumentError(absl::StrCat("numerics is '", config.numerics(), "'; known are matched, native"));
   }
+  if (!config.device().empty() && config.device() != "cpu" && config.device() != "cuda") {
+    return absl::InvalidArgumentError(absl::StrCat("device is '", config.device(), "'; known are cpu, cuda"));
+  }
   setup.numerics = config.numerics() == "matched" ? Numerics::kMatched : Numerics::kNative;
   if (absl::Status status = LoadModel(&setup); !status.ok()) return status;
   if (mode == LearnerMode::kReinforce) {
@@ -185,7 +188,10 @@ absl::StatusOr<std::unique_ptr<Trainer>> MakeTrainer(const LearnerSetup& setup, 
   }
   options.temperature = setup.config.rollout().temperature();
   options.max_response_tokens = std::max<int64_t>(1, setup.config.rollout().max_tokens());
-  return Trainer::Create(options, collectives);
+  if (setup.config.device() != "cuda") return Trainer::Create(options, collectives);
+  return Trainer::Create(options, collectives, [process = setup.process](const TrainEngineOptions& engine) {
+    return MakeDeviceTrainEngine(engine, process);
+  });
 }
 
 absl::Status LoadInitialWeights(const LearnerSetup& setup, Trainer& trainer) {
@@ -203,8 +209,7 @@ absl::Status LoadInitialWeights(const LearnerSetup& setup, Trainer& trainer) {
     load.progress = LogLoadProgress(path);
     if (absl::Status status = LoadHfArena(path, setup.model, trainer.arena(), load); !status.ok()) return status;
   }
-  trainer.RefreshWeights();
-  return absl::OkStatus();
+  return trainer.RefreshWeights();
 }
 
 }  // namespace lockstep

@@ -36,6 +36,8 @@ struct LearnerSetup {
   std::vector<Problem> problems;        // data.train; mode eval has none
   std::vector<Problem> eval_problems;   // data.eval, at most eval.max_problems; empty where nothing is evaluated
 
+  int process = 0;  // number of this one among the run's on this machine; chooses the GPU
+
   std::string RunFile(const std::string& name) const { return config.run_dir() + "/" + name; }
 };
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -10,8 +9,6 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "engine/base/check.h"
-#include "engine/kernels/optimizer.h"
-#include "engine/model/decoder.h"
 
 namespace lockstep {
 namespace {
@@ -40,15 +37,8 @@ struct Trainer::Impl {
   Collectives* collectives = nullptr;
   const Objective* objective = nullptr;
   ObjectiveParams params;
-  std::unique_ptr<Ops> ops;
-  std::unique_ptr<Decoder> decoder;
-  std::unique_ptr<ThreadPool> pool;
-  std::unique_ptr<Weights> weights;
-  std::unique_ptr<Weights> reference;  // null without a KL penalty
-  std::unique_ptr<LoraBase> lora;      // null: all parameters are trained
+  std::unique_ptr<TrainEngine> engine;
   LossScaler scaler;
-  int64_t size = 0;  // elements of each arena
-  Buffer master, moment1, moment2, gradient;
   int64_t adam_step = 0;
   size_t routing_row_bytes = 0;  // 0: routing is not looked at
 
@@ -58,22 +48,18 @@ struct Trainer::Impl {
   int64_t MicroBatchTokens(std::span<const TrainSample> samples) const;
   absl::StatusOr<std::vector<float>> LossWeights(std::span<const TrainSample> samples) const;
   // metrics takes the routing's counts; null for a policy that routes for itself.
-  absl::Status FillLogProbs(const Weights& policy, std::vector<float> TrainSample::*field,
-                            std::vector<TrainSample>* samples, double* seconds, TrainMetrics* metrics);
+  absl::Status FillLogProbs(Policy policy, std::vector<float> TrainSample::*field, std::vector<TrainSample>* samples,
+                            double* seconds, TrainMetrics* metrics);
   absl::Status PrepareLogProbs(std::vector<TrainSample>* samples, uint32_t updates, TrainMetrics* metrics);
-  void ForwardBackward(std::span<const TrainSample> samples, std::span<const float> loss_weights,
-                       TrainMetrics* metrics);
+  absl::Status ForwardBackward(std::span<const TrainSample> samples, std::span<const float> loss_weights,
+                               TrainMetrics* metrics);
   void Coefficients(const MicroBatch& batch, bool supervised, std::span<const float> log_pi,
                     std::span<const float> entropy, std::vector<float>* d_log_pi, TrainMetrics* metrics);
   // The micro-batch with the rollout's routing where it is used (never for the reference).
   MicroBatch Build(std::span<const TrainSample> samples, std::span<const float> loss_weights, bool with_routing) const;
-  void Backward(const MicroBatch& batch, float temperature, const float* coefficient);
-  void ApplyAdamW(AdamWParams adam);
-  absl::Status Refresh();
   absl::Status Update(std::span<const TrainSample> samples, TrainMetrics* metrics);
   absl::Status ReduceAndStep(TrainMetrics* metrics);
   absl::Status ReduceMetrics(TrainMetrics* metrics);
-  absl::Status BroadcastReference();
 };
 
 // No more than configured, and no more than shares the tokens among the ranks.
@@ -93,7 +79,7 @@ absl::StatusOr<std::vector<float>> Trainer::Impl::LossWeights(std::span<const Tr
 
 // The log-prob of every response token under `policy`. Each rank computes its micro-batches and leaves zeros for the
 // others; adding zeros keeps the bits.
-absl::Status Trainer::Impl::FillLogProbs(const Weights& policy, std::vector<float> TrainSample::*field,
+absl::Status Trainer::Impl::FillLogProbs(Policy policy, std::vector<float> TrainSample::*field,
                                          std::vector<TrainSample>* samples, double* seconds, TrainMetrics* metrics) {
   Stopwatch stopwatch(seconds);
   RoutingTrace trace;
@@ -112,8 +98,9 @@ absl::Status Trainer::Impl::FillLogProbs(const Weights& policy, std::vector<floa
         Build(std::span(*samples).subspan(begin, end - begin), no_weights, /*with_routing=*/metrics != nullptr);
     if (batch.packed.targets.empty()) continue;
     RoutingTrace* const traced = batch.packed.routing.empty() ? nullptr : &trace;
-    decoder->ForwardPacked(policy, batch.packed, options.temperature, /*recompute=*/true,
-                           log_probs.data() + first[begin], nullptr, traced);
+    absl::Status status = engine->Forward(policy, batch.packed, options.temperature, log_probs.data() + first[begin],
+                                          /*entropy=*/nullptr, traced);
+    if (!status.ok()) return status;
     if (traced != nullptr) CountRouting(trace, metrics);
   }
   if (absl::Status status =
@@ -133,12 +120,12 @@ absl::Status Trainer::Impl::PrepareLogProbs(std::vector<TrainSample>* samples, u
                                             TrainMetrics* metrics) {
   if (updates > 1 && objective->spec->uses_old && options.algorithm.old_log_prob() != "rollout") {
     absl::Status status =
-        FillLogProbs(*weights, &TrainSample::log_pi_old, samples, &metrics->old_log_prob_seconds, metrics);
+        FillLogProbs(Policy::kTrained, &TrainSample::log_pi_old, samples, &metrics->old_log_prob_seconds, metrics);
     if (!status.ok()) return status;
   }
   if (options.algorithm.kl_beta() <= 0) return absl::OkStatus();
-  LOCKSTEP_CHECK(reference != nullptr, "CaptureReference comes before the first step with a KL penalty");
-  return FillLogProbs(*reference, &TrainSample::log_ref, samples, &metrics->reference_seconds, nullptr);
+  LOCKSTEP_CHECK(engine->has_reference(), "CaptureReference comes before the first step with a KL penalty");
+  return FillLogProbs(Policy::kReference, &TrainSample::log_ref, samples, &metrics->reference_seconds, nullptr);
 }
 
 MicroBatch Trainer::Impl::Build(std::span<const TrainSample> samples, std::span<const float> loss_weights,
@@ -185,13 +172,13 @@ void Trainer::Impl::Coefficients(const MicroBatch& batch, bool supervised, std::
   }
 }
 
-void Trainer::Impl::ForwardBackward(std::span<const TrainSample> samples, std::span<const float> loss_weights,
-                                    TrainMetrics* metrics) {
+absl::Status Trainer::Impl::ForwardBackward(std::span<const TrainSample> samples, std::span<const float> loss_weights,
+                                            TrainMetrics* metrics) {
   Stopwatch stopwatch(&metrics->forward_backward_seconds);
   const bool is_supervised = supervised(samples);
   const float temperature = is_supervised ? kSupervisedTemperature : options.temperature;
   const float scale = scaler.scale();
-  std::memset(gradient.data(), 0, gradient.bytes());
+  if (absl::Status status = engine->ZeroGradients(); !status.ok()) return status;
   const auto ranges = PackMicroBatches(samples, MicroBatchTokens(samples));
   std::vector<float> log_pi, entropy, coefficient;
   RoutingTrace trace;
@@ -205,49 +192,32 @@ void Trainer::Impl::ForwardBackward(std::span<const TrainSample> samples, std::s
     RoutingTrace* const traced = counted && !batch.packed.routing.empty() ? &trace : nullptr;
     log_pi.resize(batch.packed.targets.size());
     entropy.resize(batch.packed.targets.size());
-    decoder->ForwardPacked(*weights, batch.packed, temperature, options.learner.activation_recompute(), log_pi.data(),
-                           entropy.data(), traced);
+    absl::Status status =
+        engine->Forward(Policy::kTrained, batch.packed, temperature, log_pi.data(), entropy.data(), traced);
+    if (!status.ok()) return status;
     if (traced != nullptr) CountRouting(trace, metrics);
     Coefficients(batch, is_supervised, log_pi, entropy, &coefficient, metrics);
     metrics->tokens += static_cast<double>(batch.packed.tokens.size());
     // A micro-batch without a gradient (all advantages 0) needs no backward pass.
     if (std::all_of(coefficient.begin(), coefficient.end(), [](float c) { return c == 0.0f; })) continue;
     for (float& c : coefficient) c *= scale;
-    Backward(batch, temperature, coefficient.data());
+    status = engine->Backward(batch.packed, temperature, coefficient.data());
+    if (!status.ok()) return status;
   }
-}
-
-void Trainer::Impl::Backward(const MicroBatch& batch, float temperature, const float* coefficient) {
-  if (lora == nullptr) return decoder->Backward(*weights, batch.packed, temperature, coefficient, gradient.As<float>());
-  const LowRankGradients gradients{&lora->layout(), master.As<float>(), gradient.As<float>()};
-  decoder->Backward(*weights, batch.packed, temperature, coefficient, gradients);
-}
-
-void Trainer::Impl::ApplyAdamW(AdamWParams adam) {
-  const auto step = [&](int64_t offset, int64_t count, bool decay) {
-    adam.weight_decay = decay ? options.learner.weight_decay() : 0.0f;
-    AdamWStep(adam, master.As<float>() + offset, moment1.As<float>() + offset, moment2.As<float>() + offset,
-              gradient.As<float>() + offset, count, *pool);
-  };
-  if (lora != nullptr) return step(0, size, /*decay=*/true);  // A and B are matrices, every one
-  for (const ParamSpec& param : weights->layout.params) step(param.offset, param.size(), param.weight_decay);
-}
-
-absl::Status Trainer::Impl::Refresh() {
-  if (lora != nullptr) return lora->Merge(master.As<float>(), weights.get());
-  weights->SetFromArena(master.As<float>());
   return absl::OkStatus();
 }
 
 absl::Status Trainer::Impl::ReduceAndStep(TrainMetrics* metrics) {
-  float* gradients = gradient.As<float>();
+  const double limit = options.learner.grad_clip();
   bool finite;
   double norm;
   {
     Stopwatch stopwatch(&metrics->reduce_seconds);
-    absl::Status status = collectives->AllReduceSum(gradients, size, options.collective_timeout);
+    absl::Status status = engine->AllReduceGradients(collectives, options.collective_timeout);
     if (!status.ok()) return status;
-    norm = std::sqrt(GradNormSquared(gradients, size, *pool)) / scaler.scale();
+    const auto computed = engine->GradientNorm(scaler.scale(), limit);
+    if (!computed.ok()) return computed.status();
+    norm = *computed;
     auto agreed = collectives->AllAgree(std::isfinite(norm), options.collective_timeout);
     if (!agreed.ok()) return agreed.status();
     finite = *agreed;
@@ -267,18 +237,17 @@ absl::Status Trainer::Impl::ReduceAndStep(TrainMetrics* metrics) {
   adam.beta1 = options.learner.beta1();
   adam.beta2 = options.learner.beta2();
   adam.eps = options.learner.adam_eps();
-  const double limit = options.learner.grad_clip();
+  adam.weight_decay = options.learner.weight_decay();
   const double clip = limit > 0 && norm > limit ? limit / (norm + 1e-6) : 1.0;  // as torch.nn.utils.clip_grad_norm_
   adam.grad_multiplier = static_cast<float>(clip / scaler.scale());
-  ApplyAdamW(adam);
-  if (absl::Status status = Refresh(); !status.ok()) return status;
+  if (absl::Status status = engine->Update(adam); !status.ok()) return status;
   return scaler.Update(true);
 }
 
 absl::Status Trainer::Impl::Update(std::span<const TrainSample> samples, TrainMetrics* metrics) {
   auto loss_weights = LossWeights(samples);
   if (!loss_weights.ok()) return loss_weights.status();
-  ForwardBackward(samples, *loss_weights, metrics);
+  if (absl::Status status = ForwardBackward(samples, *loss_weights, metrics); !status.ok()) return status;
   return ReduceAndStep(metrics);
 }
 
@@ -306,7 +275,8 @@ absl::Status Trainer::Impl::ReduceMetrics(TrainMetrics* metrics) {
 Trainer::Trainer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Trainer::~Trainer() = default;
 
-absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const TrainerOptions& options, Collectives* collectives) {
+absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const TrainerOptions& options, Collectives* collectives,
+                                                         const TrainEngineFactory& make_engine) {
   if (absl::Status status = options.config.Validate(); !status.ok()) return status;
   if (options.learner.micro_batch_tokens() == 0) {
     return absl::InvalidArgumentError("learner.micro_batch_tokens is 0; must be at least 1");
@@ -324,20 +294,16 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const TrainerOptions& o
   impl->collectives = collectives;
   impl->objective = *objective;
   impl->params = ObjectiveParams::From(impl->options.algorithm);
-  const int threads = std::max<int>(1, static_cast<int>(options.learner.threads()));
-  impl->ops = MakeCpuOps(options.numerics, threads);
-  impl->decoder = std::make_unique<Decoder>(options.config, options.dtype, impl->ops.get());
-  impl->pool = std::make_unique<ThreadPool>(threads);
-  impl->weights = std::make_unique<Weights>(options.config, options.dtype);
-  impl->size = impl->weights->layout.total_size;
-  if (options.lora.config.rank() > 0) {
-    auto lora = LoraBase::Load(options.lora, threads, impl->weights.get());
-    if (!lora.ok()) return lora.status();
-    impl->lora = *std::move(lora);
-    impl->size = impl->lora->layout().total_size;
-  }
-  const size_t bytes = static_cast<size_t>(impl->size) * sizeof(float);
-  for (Buffer* buffer : {&impl->master, &impl->moment1, &impl->moment2, &impl->gradient}) *buffer = Buffer(bytes);
+  TrainEngineOptions engine_options;
+  engine_options.config = options.config;
+  engine_options.dtype = options.dtype;
+  engine_options.numerics = options.numerics;
+  engine_options.threads = std::max<int>(1, static_cast<int>(options.learner.threads()));
+  engine_options.recompute = options.learner.activation_recompute();
+  engine_options.lora = options.lora;
+  auto engine = make_engine(engine_options);
+  if (!engine.ok()) return engine.status();
+  impl->engine = *std::move(engine);
   return std::unique_ptr<Trainer>(new Trainer(std::move(impl)));
 }
 
@@ -371,63 +337,32 @@ absl::StatusOr<TrainMetrics> Trainer::SupervisedStep(const std::vector<TrainSamp
   return metrics;
 }
 
-float* Trainer::arena() { return impl_->master.As<float>(); }
-const float* Trainer::arena() const { return impl_->master.As<float>(); }
-int64_t Trainer::arena_size() const { return impl_->size; }
-const LowRankLayout* Trainer::lora() const { return impl_->lora == nullptr ? nullptr : &impl_->lora->layout(); }
-ParamSource Trainer::params() const {
-  return impl_->lora == nullptr ? ParamSource(arena()) : ParamSource(impl_->weights.get());
+float* Trainer::arena() { return impl_->engine->masters(); }
+const float* Trainer::arena() const { return impl_->engine->masters(); }
+int64_t Trainer::arena_size() const { return impl_->engine->size(); }
+const LowRankLayout* Trainer::lora() const {
+  const LoraBase* lora = impl_->engine->lora();
+  return lora == nullptr ? nullptr : &lora->layout();
 }
-void Trainer::RefreshWeights() {
-  const absl::Status status = impl_->Refresh();
-  LOCKSTEP_CHECK(status.ok(), "the base has been read whole before: it can be read again");
-}
-const float* Trainer::gradients() const { return impl_->gradient.As<float>(); }
+ParamSource Trainer::params() const { return impl_->engine->params(); }
+absl::Status Trainer::Fetch(TrainArrays what) { return impl_->engine->Fetch(what); }
+absl::Status Trainer::RefreshWeights() { return impl_->engine->Store(TrainArrays::kMasters); }
+const float* Trainer::gradients() const { return impl_->engine->gradients(); }
 const LossScaler& Trainer::loss_scaler() const { return impl_->scaler; }
 int64_t Trainer::optimizer_steps() const { return impl_->adam_step; }
 
 bool Trainer::needs_reference() const { return impl_->options.algorithm.kl_beta() > 0; }
-void Trainer::CaptureReference() {
+absl::Status Trainer::CaptureReference() {
   LOCKSTEP_CHECK(needs_reference(), "a reference without a KL penalty only takes memory");
-  impl_->reference = std::make_unique<Weights>(impl_->options.config, impl_->options.dtype);
-  const ParamLayout& layout = impl_->weights->layout;
-  std::vector<float> values;  // of one parameter: the whole model in FP32 may not fit
-  for (int param = 0; param < static_cast<int>(layout.params.size()); ++param) {
-    const ParamSpec& spec = layout.params[param];
-    values.resize(spec.size());
-    const Tensor rows(values.data(), DType::kF32, spec.rows, spec.cols);
-    impl_->weights->GetParamRows(param, 0, rows);
-    impl_->reference->SetParamRows(param, 0, rows);
-  }
-}
-
-absl::Status Trainer::Impl::BroadcastReference() {
-  const bool sends = collectives->rank() == 0;
-  LOCKSTEP_CHECK(!sends || reference != nullptr, "rank 0 captures the reference before it is broadcast");
-  if (!sends) reference = std::make_unique<Weights>(options.config, options.dtype);
-  const ParamLayout& layout = weights->layout;
-  std::vector<float> values;
-  for (int param = 0; param < static_cast<int>(layout.params.size()); ++param) {
-    const ParamSpec& spec = layout.params[param];
-    values.resize(spec.size());
-    const Tensor rows(values.data(), DType::kF32, spec.rows, spec.cols);
-    if (sends) reference->GetParamRows(param, 0, rows);
-    absl::Status status = collectives->Broadcast(values.data(), spec.size(), options.collective_timeout);
-    if (!status.ok()) return status;
-    if (!sends) reference->SetParamRows(param, 0, rows);
-  }
-  return absl::OkStatus();
+  return impl_->engine->CaptureReference();
 }
 
 std::vector<StateArray> Trainer::StateArrays() {
-  if (impl_->lora != nullptr) {
-    return {{"lora", impl_->master.As<float>(), impl_->size},
-            {"lora_adam_m", impl_->moment1.As<float>(), impl_->size},
-            {"lora_adam_v", impl_->moment2.As<float>(), impl_->size}};
-  }
-  return {{"master", impl_->master.As<float>(), impl_->size},
-          {"adam_m", impl_->moment1.As<float>(), impl_->size},
-          {"adam_v", impl_->moment2.As<float>(), impl_->size}};
+  TrainEngine& engine = *impl_->engine;
+  const bool adapters = engine.lora() != nullptr;
+  return {{adapters ? "lora" : "master", engine.masters(), engine.size()},
+          {adapters ? "lora_adam_m" : "adam_m", engine.moment1(), engine.size()},
+          {adapters ? "lora_adam_v" : "adam_v", engine.moment2(), engine.size()}};
 }
 
 void Trainer::SaveState(StateValues* values) const {
@@ -437,7 +372,7 @@ void Trainer::SaveState(StateValues* values) const {
   (*values)["loss_scale_growth_tracker"] = absl::StrCat(scaler.growth_tracker);
   (*values)["loss_scale_skips_at_floor"] = absl::StrCat(scaler.consecutive_skips_at_floor);
   (*values)["skipped_steps_total"] = absl::StrCat(scaler.skipped_steps_total);
-  if (impl_->lora != nullptr) (*values)["lora"] = impl_->lora->fingerprint();
+  if (const LoraBase* lora = impl_->engine->lora()) (*values)["lora"] = lora->fingerprint();
 }
 
 absl::Status Trainer::RestoreState(const StateValues& values) {
@@ -455,24 +390,27 @@ absl::Status Trainer::RestoreState(const StateValues& values) {
       !absl::SimpleAtoi(text("skipped_steps_total"), &scaler.skipped_steps_total)) {
     return absl::DataLossError("the checkpoint's trainer values are missing or malformed (adam_step, loss_scale, ...)");
   }
-  const std::string fingerprint = impl_->lora == nullptr ? "" : impl_->lora->fingerprint();
+  const LoraBase* lora = impl_->engine->lora();
+  const std::string fingerprint = lora == nullptr ? "" : lora->fingerprint();
   if (text("lora") != fingerprint) {
     return absl::FailedPreconditionError(absl::StrCat("the state is of LoRA ", text("lora"), ", this process has ",
                                                       fingerprint, "; use the same lora section and model.path"));
   }
   impl_->scaler.Restore(scaler);
-  return impl_->Refresh();
+  return impl_->engine->Store(TrainArrays::kState);
 }
 
 absl::Status Trainer::BroadcastState() {
   const absl::Duration timeout = impl_->options.collective_timeout;
+  if (absl::Status status = Fetch(TrainArrays::kState); !status.ok()) return status;
   for (const StateArray& array : StateArrays()) {
     if (absl::Status status = impl_->collectives->Broadcast(array.data, array.size, timeout); !status.ok()) {
       return status;
     }
   }
   if (needs_reference()) {
-    if (absl::Status status = impl_->BroadcastReference(); !status.ok()) return status;
+    if (absl::Status status = impl_->engine->BroadcastReference(impl_->collectives, timeout); !status.ok())
+      return status;
   }
   StateValues values;
   SaveState(&values);

@@ -1,5 +1,6 @@
-// The training engine: samples in, one optimizer step (or several) out. FP32 master weights, moments and gradients lie
-// in flat arenas of the layout's order; the decoder computes with a copy of the masters rounded to learner.dtype.
+// The trainer: samples in, one optimizer step (or several) out. A TrainEngine computes: FP32 master weights, moments
+// and gradients lie in its flat arenas of the layout's order; the decoder computes with a copy of the masters rounded
+// to learner.dtype.
 //
 // One update:
 //   1. pack the samples, in their order, into micro-batches of at most micro_batch_tokens tokens; micro-batch j belongs
@@ -37,14 +38,14 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/checkpoint/state.h"
-#include "engine/kernels/ops.h"
 #include "engine/model/model.h"
 #include "learner/collectives.h"
-#include "learner/lora.h"
+#include "learner/cpu_train_engine.h"
 #include "learner/loss_scaler.h"
 #include "learner/micro_batch.h"
 #include "learner/mismatch.h"
 #include "learner/objective.h"
+#include "learner/train_engine.h"
 #include "proto/run_config.pb.h"
 
 namespace lockstep {
@@ -85,7 +86,8 @@ struct TrainMetrics {
 class Trainer {
  public:
   // The masters start at zero: set them through arena() and call RefreshWeights. With LoRA the base is loaded here.
-  static absl::StatusOr<std::unique_ptr<Trainer>> Create(const TrainerOptions& options, Collectives* collectives);
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(const TrainerOptions& options, Collectives* collectives,
+                                                         const TrainEngineFactory& make_engine = MakeCpuTrainEngine);
   ~Trainer();
 
   // Every rank calls these with the same arguments. `updates` splits the samples, in order, into as many parts, each
@@ -94,6 +96,9 @@ class Trainer {
   // Supervised: loss = -1/N sum over the N response tokens of log pi.
   absl::StatusOr<TrainMetrics> SupervisedStep(const std::vector<TrainSample>& samples);
 
+  // Host memory is what the functions below read and write. Brings it what steps have changed (TrainEngine::Fetch):
+  // comes before arena(), params(), StateArrays() or gradients() are read.
+  absl::Status Fetch(TrainArrays what);
   // FP32 masters of what is trained: all parameters [layout.total_size], or the adapters [lora()->total_size].
   float* arena();
   const float* arena() const;
@@ -103,10 +108,10 @@ class Trainer {
   // All parameters as rollout servers and checkpoints need them: the masters, or with LoRA the merged weights.
   ParamSource params() const;
   // Rounds the compute copy from the masters, or merges the adapters into it.
-  void RefreshWeights();
+  absl::Status RefreshWeights();
   // With algorithm.kl_beta > 0: the reference is the weights of now, until the next call.
   bool needs_reference() const;
-  void CaptureReference();
+  absl::Status CaptureReference();
   // The gradient of the last update, scaled by the loss scale, after the all-reduce.
   const float* gradients() const;
 

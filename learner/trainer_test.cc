@@ -26,8 +26,10 @@ std::unique_ptr<Trainer> MakeFresh(const TrainerOptions& options, Collectives* c
   auto trainer = Trainer::Create(options, collectives);
   EXPECT_TRUE(trainer.ok()) << trainer.status();
   InitializeArena(options.config, 5, 0.1f, (*trainer)->arena());
-  (*trainer)->RefreshWeights();
-  if ((*trainer)->needs_reference()) (*trainer)->CaptureReference();
+  EXPECT_TRUE((*trainer)->RefreshWeights().ok());
+  if ((*trainer)->needs_reference()) {
+    EXPECT_TRUE((*trainer)->CaptureReference().ok());
+  }
   return *std::move(trainer);
 }
 
@@ -64,7 +66,7 @@ TEST(TrainerTest, TheGradientIsThatOfTheLossByFiniteDifferences) {
     double losses[2];
     for (int side = 0; side < 2; ++side) {
       trainer->arena()[i] = value + (side == 0 ? h : -h);
-      trainer->RefreshWeights();
+      ASSERT_TRUE(trainer->RefreshWeights().ok());
       losses[side] = trainer->Step(samples, 1)->objective.loss;
     }
     trainer->arena()[i] = value;
@@ -354,7 +356,7 @@ TEST(TrainerTest, TwoRanksShareTheReferenceAndAddUpTheirFigures) {
   const auto samples = MakeSamples(24);
   const auto move_on = [](Trainer& trainer) {  // from the captured reference
     for (int64_t i = 0; i < trainer.arena_size(); ++i) trainer.arena()[i] *= 1.0f + 0.1f * static_cast<float>(i % 3);
-    trainer.RefreshWeights();
+    EXPECT_TRUE(trainer.RefreshWeights().ok());
   };
   const std::vector<RankResult> two = StepOnTwoRanks(options, samples, move_on);
   EXPECT_EQ(two[0].arena, two[1].arena);

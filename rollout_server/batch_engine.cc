@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
+#include <string>
 
+#include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
 
 namespace lockstep {
@@ -15,21 +16,19 @@ double SteadySeconds() {
 
 }  // namespace
 
-BatchEngine::BatchEngine(const BatchEngineOptions& options, Ops* ops, std::shared_ptr<const Weights> weights,
-                         RolloutMetrics* metrics)
+BatchEngine::BatchEngine(const BatchEngineOptions& options, std::unique_ptr<StepBackend> backend,
+                         std::shared_ptr<const Weights> weights, RolloutMetrics* metrics)
     : options_(options),
-      ops_(ops),
+      backend_(std::move(backend)),
       metrics_(metrics),
       config_(weights->config),
       dtype_(weights->dtype),
       routing_shape_(config_),
-      decoder_(config_, dtype_, ops),
-      storage_(config_, dtype_, options.num_pages),
-      cache_(options.num_pages),
+      cache_(backend_->num_pages()),
       current_(std::move(weights)) {
   LOCKSTEP_CHECK(options.limits.max_decode_rows > 0 && options.limits.prefill_chunk_tokens > 0, "limits are positive");
   weight_sets_.emplace_back(current_, next_weights_id_++);
-  metrics_->kv_cache_blocks.Set(static_cast<double>(options.num_pages));
+  metrics_->kv_cache_blocks.Set(static_cast<double>(backend_->num_pages()));
   metrics_->kv_cache_blocks_used.Set(0);
   metrics_->weight_version.Set(static_cast<double>(current_->version));
 }
@@ -44,6 +43,7 @@ bool BatchEngine::Step() {
   const double begin = SteadySeconds();
   const StepPlan plan = NextPlan();
   if (plan.action == StepPlan::Action::kRun) Execute(plan);
+  if (!failure_.ok()) return false;
   RemoveFinished();
   ForgetUnusedWeights();
   if (plan.action != StepPlan::Action::kRun) return false;
@@ -99,19 +99,31 @@ void BatchEngine::FillViews() {
 
 void BatchEngine::Execute(const StepPlan& plan) {
   last_weights_id_ = plan.weights_id;
-  PlacePages(plan);
+  if (absl::Status status = PlacePages(plan); !status.ok()) return Fail(std::move(status));
   // The sequences of a step have one weight set; hold it, since the last of them may finish.
   const std::shared_ptr<const Weights> weights = sequences_[plan.entries.front().sequence]->weights;
+  FillBatch(plan, *weights);
+  const bool wants_routing = std::any_of(plan.entries.begin(), plan.entries.end(), [this](const BatchEntry& entry) {
+    return sequences_[entry.sequence]->group->routing_row_bytes > 0;
+  });
+  if (absl::Status status = backend_->Step(*weights, {batch_, draws_, wants_routing}, &output_); !status.ok()) {
+    return Fail(std::move(status));
+  }
+  counted_.decoder_seconds += output_.decoder_seconds;
+  if (wants_routing) RecordPrompts(plan);
+  TakeDraws();
+}
+
+void BatchEngine::FillBatch(const StepPlan& plan, const Weights& weights) {
   batch_.tokens.clear();
   batch_.positions.clear();
   batch_.sequences.clear();
   batch_.output_rows.clear();
-  owners_.clear();
-  bool wants_routing = false;
+  draws_.clear();
+  drawers_.clear();
   for (const BatchEntry& entry : plan.entries) {
     Sequence& sequence = *sequences_[entry.sequence];
-    LOCKSTEP_CHECK(sequence.weights == weights, "a step has one weight set");
-    wants_routing |= sequence.group->routing_row_bytes > 0;
+    LOCKSTEP_CHECK(sequence.weights.get() == &weights, "a step has one weight set");
     PagedSequence rows;
     rows.row_begin = static_cast<int64_t>(batch_.tokens.size());
     rows.row_count = entry.count;
@@ -126,18 +138,38 @@ void BatchEngine::Execute(const StepPlan& plan) {
     if (!entry.gives_token) continue;
     LOCKSTEP_CHECK(sequence.cached == sequence.total(), "the output row is the last known token's");
     batch_.output_rows.push_back(static_cast<int32_t>(batch_.tokens.size() - 1));
-    owners_.push_back(&sequence);
+    AddDraws(sequence);
   }
-  const double begin = SteadySeconds();
-  routing_.clear();
-  logits_.Forward(decoder_, *weights, batch_, storage_, wants_routing ? &routing_ : nullptr);
-  counted_.decoder_seconds += SteadySeconds() - begin;
-  if (wants_routing) RecordPrompts(plan);
-  SampleRows(*weights, owners_);
+}
+
+void BatchEngine::AddDraws(Sequence& sequence) {
+  if (sequence.tokens.empty()) {
+    for (const SequencePtr& pointer : sequences_) {
+      Sequence& sibling = *pointer;
+      if (&sibling == &sequence || sibling.group != sequence.group || !sibling.tokens.empty()) continue;
+      if (sibling.state() != SequenceState::kWaiting) continue;
+      if (std::find(drawers_.begin(), drawers_.end(), &sibling) == drawers_.end()) AddDraw(sibling);
+    }
+  }
+  AddDraw(sequence);
+}
+
+void BatchEngine::AddDraw(Sequence& sequence) {
+  const v1::Group& spec = sequence.group->spec;
+  const v1::SamplingParams& sampling = spec.sampling();
+  DrawRequest request;
+  request.output_row = static_cast<int64_t>(batch_.output_rows.size()) - 1;
+  request.transform = {.temperature = sampling.temperature(), .top_p = sampling.top_p(), .top_k = sampling.top_k()};
+  request.key = {.seed = spec.seed(),
+                 .group_id = spec.group_id(),
+                 .sample_index = sequence.sample_index,
+                 .token_index = static_cast<uint32_t>(sequence.tokens.size())};
+  draws_.push_back(request);
+  drawers_.push_back(&sequence);
 }
 
 void BatchEngine::RecordPrompts(const StepPlan& plan) {
-  const char* row = routing_.data();
+  const char* row = output_.routing.data();
   for (const BatchEntry& entry : plan.entries) {
     Sequence& sequence = *sequences_[entry.sequence];
     for (int64_t i = 0; i < entry.count; ++i, row += routing_shape_.row_bytes()) {
@@ -146,7 +178,7 @@ void BatchEngine::RecordPrompts(const StepPlan& plan) {
   }
 }
 
-void BatchEngine::PlacePages(const StepPlan& plan) {
+absl::Status BatchEngine::PlacePages(const StepPlan& plan) {
   for (const BatchEntry& entry : plan.entries) {
     Sequence& sequence = *sequences_[entry.sequence];
     if (entry.admitted) {
@@ -162,8 +194,11 @@ void BatchEngine::PlacePages(const StepPlan& plan) {
     const int64_t end = entry.admitted ? sequence.total() : entry.begin + entry.count;
     const KvCache::Appended appended = cache_.Append(sequence.pages, entry.begin, end - entry.begin);
     LOCKSTEP_CHECK(appended.ok, "a plan takes only pages that are free");
-    if (appended.copy.has_value()) storage_.CopyPage(appended.copy->from, appended.copy->to, appended.copy->tokens);
+    if (!appended.copy.has_value()) continue;
+    const KvCache::PageCopy& copy = *appended.copy;
+    if (absl::Status status = backend_->CopyPage(copy.from, copy.to, copy.tokens); !status.ok()) return status;
   }
+  return absl::OkStatus();
 }
 
 void BatchEngine::BindGroup(const ActiveGroup& group) {
@@ -172,79 +207,50 @@ void BatchEngine::BindGroup(const ActiveGroup& group) {
   }
 }
 
-void BatchEngine::SampleRows(const Weights& weights, std::span<Sequence* const> owners) {
-  PagedLogits::Chunk chunk;
-  while (NextLogits(weights, &chunk)) {
-    for (int64_t row = 0; row < chunk.count; ++row) {
-      const auto at = static_cast<size_t>(chunk.first + row);
-      const char* routing =
-          routing_.empty() ? nullptr
-                           : routing_.data() + static_cast<size_t>(batch_.output_rows[at]) * routing_shape_.row_bytes();
-      SampleRow(*owners[at], chunk.row(row), routing);
+void BatchEngine::TakeDraws() {
+  for (size_t first = 0, end = 0; first < draws_.size(); first = end) {
+    const auto row = static_cast<size_t>(draws_[first].output_row);
+    while (end < draws_.size() && draws_[end].output_row == draws_[first].output_row) ++end;
+    const std::span drawers = std::span(drawers_).subspan(first, end - first);
+    if (output_.finite[row] == 0) {
+      EndNonfinite(drawers);
+      continue;
+    }
+    const char* routing =
+        output_.routing.empty()
+            ? nullptr
+            : output_.routing.data() + static_cast<size_t>(batch_.output_rows[row]) * routing_shape_.row_bytes();
+    Sequence& leader = *drawers.back();
+    if (leader.state() == SequenceState::kPrefill) leader.MoveTo(SequenceState::kDecoding);
+    if (leader.tokens.empty()) CountFirstToken(*leader.group);
+    for (size_t i = first; i < end; ++i) {
+      if (drawers_[i] != &leader) Fork(leader, *drawers_[i]);
+      Append(*drawers_[i], output_.draws[i], routing);
     }
   }
 }
 
-bool BatchEngine::NextLogits(const Weights& weights, PagedLogits::Chunk* chunk) {
-  const double begin = SteadySeconds();
-  const bool more = logits_.Next(decoder_, weights, chunk);
-  counted_.decoder_seconds += SteadySeconds() - begin;
-  return more;
+void BatchEngine::EndNonfinite(std::span<Sequence* const> drawers) {
+  metrics_->nonfinite_logits.Increment();
+  for (Sequence* sequence : drawers) Finish(*sequence, v1::FINISH_REASON_NONFINITE);
 }
 
-void BatchEngine::SampleRow(Sequence& sequence, const float* logits, const char* routing) {
-  const v1::SamplingParams& sampling = sequence.group->spec.sampling();
-  const bool first_token = sequence.tokens.empty();
-  float lse = 0;
-  bool finite = AllFinite(logits, config_.vocab_size);
-  if (finite && sampling.temperature() != 0) {
-    lse = ops_->LogSumExp(logits, config_.vocab_size, sampling.temperature());
-    finite = std::isfinite(lse);
-  }
-  if (!finite) {
-    metrics_->nonfinite_logits.Increment();
-    // The row would have served the siblings too.
-    for (const SequencePtr& other : sequences_) {
-      if (first_token && other.get() != &sequence && other->group == sequence.group && other->tokens.empty() &&
-          other->state() == SequenceState::kWaiting) {
-        Finish(*other, v1::FINISH_REASON_NONFINITE);
-      }
-    }
-    Finish(sequence, v1::FINISH_REASON_NONFINITE);
-    return;
-  }
-  sampler_.SetRow(logits, config_.vocab_size,
-                  {.temperature = sampling.temperature(), .top_p = sampling.top_p(), .top_k = sampling.top_k()}, lse);
-  if (sequence.state() == SequenceState::kPrefill) sequence.MoveTo(SequenceState::kDecoding);
-  if (first_token) ForkSiblings(sequence, routing);
-  AppendDraw(sequence, routing);
+void BatchEngine::CountFirstToken(ActiveGroup& group) {
+  if (group.first_token_seen) return;
+  group.first_token_seen = true;
+  metrics_->time_to_first_token_seconds.Observe(SteadySeconds() - group.admitted_seconds);
 }
 
-void BatchEngine::ForkSiblings(Sequence& leader, const char* routing) {
-  ActiveGroup& group = *leader.group;
-  if (!group.first_token_seen) {
-    group.first_token_seen = true;
-    metrics_->time_to_first_token_seconds.Observe(SteadySeconds() - group.admitted_seconds);
-  }
-  for (const SequencePtr& pointer : sequences_) {
-    Sequence& sibling = *pointer;
-    if (&sibling == &leader || sibling.group != leader.group || !sibling.tokens.empty()) continue;
-    if (sibling.state() != SequenceState::kWaiting) continue;
-    cache_.Share(leader.pages, leader.cached, sibling.pages);
-    sibling.cached = leader.cached;
-    sibling.weights = leader.weights;
-    sibling.prompt_routing = leader.prompt_routing;
-    sibling.MoveTo(SequenceState::kDecoding);
-    AppendDraw(sibling, routing);
-  }
+void BatchEngine::Fork(const Sequence& leader, Sequence& sibling) {
+  cache_.Share(leader.pages, leader.cached, sibling.pages);
+  sibling.cached = leader.cached;
+  sibling.weights = leader.weights;
+  sibling.prompt_routing = leader.prompt_routing;
+  sibling.MoveTo(SequenceState::kDecoding);
 }
 
-void BatchEngine::AppendDraw(Sequence& sequence, const char* routing) {
+void BatchEngine::Append(Sequence& sequence, const Draw& draw, const char* routing) {
   const v1::Group& spec = sequence.group->spec;
-  const Draw draw = sampler_.Sample({.seed = spec.seed(),
-                                     .group_id = spec.group_id(),
-                                     .sample_index = sequence.sample_index,
-                                     .token_index = static_cast<uint32_t>(sequence.tokens.size())});
   sequence.tokens.push_back(draw.token);
   sequence.log_probs.push_back(draw.log_prob);
   sequence.weight_versions.push_back(sequence.weights->version);
@@ -324,6 +330,16 @@ void BatchEngine::EndStalledConsumers() {
     Close(sink);
   }
   FillViews();
+}
+
+void BatchEngine::Fail(absl::Status status) {
+  failure_ = std::move(status);
+  const std::string reason = absl::StrCat("the engine has failed: ", std::string(failure_.message()));
+  while (!sequences_.empty()) {
+    const std::shared_ptr<ResultSink> sink = sequences_.front()->group->sink;
+    sink->Fail(reason);
+    Close(sink.get());
+  }
 }
 
 void BatchEngine::CountStep(const StepPlan& plan, double seconds) {

@@ -1,6 +1,9 @@
-// The batched decode engine without threads: sequences, KV cache, scheduler, sampler over one Decoder. Step() computes
-// one engine step; everything else happens between two steps, so a step never sees two weight sets and a token is
-// never computed with a mixture. Called by one thread (DecodeLoop's).
+// The batched decode engine without threads: sequences, KV cache and scheduler over a StepBackend, which computes.
+// Step() is one engine step; everything else happens between two steps, so a step never sees two weight sets and a
+// token is never computed with a mixture. Called by one thread (DecodeLoop's), but for Prepare.
+//
+// A backend that fails (a lost device) ends the engine: its consumers are told, nothing is computed any more, and
+// status() says why.
 //
 // Weights: each sequence is bound to a weight set at its first admission. SwitchWeights makes a set current and treats
 // what is in flight:
@@ -22,13 +25,12 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
 #include "engine/model/decoder.h"
-#include "engine/model/paged_logits.h"
 #include "engine/model/routing.h"
 #include "rollout_server/kv_cache.h"
 #include "rollout_server/rollout_metrics.h"
-#include "rollout_server/sampler.h"
 #include "rollout_server/scheduler.h"
 #include "rollout_server/sequence.h"
+#include "rollout_server/step_backend.h"
 
 namespace lockstep {
 
@@ -44,7 +46,6 @@ inline constexpr size_t kMaxWeightSets = 3;
 inline constexpr size_t kMaxRememberedGroups = 65536;
 
 struct BatchEngineOptions {
-  int64_t num_pages = 0;
   SchedulerLimits limits;
   // A consumer that has been full for so long loses its samples.
   double stall_limit_seconds = 60;
@@ -57,7 +58,7 @@ struct EngineStats {
   uint64_t generated_tokens = 0;
   uint64_t preemptions = 0;
   uint64_t steps = 0;
-  double decoder_seconds = 0;  // in ForwardPaged and Logits
+  double decoder_seconds = 0;  // StepOutput's
   double step_seconds = 0;     // in Step
   uint64_t weight_epoch = 0;
   uint64_t weight_version = 0;
@@ -65,9 +66,9 @@ struct EngineStats {
 
 class BatchEngine {
  public:
-  // ops and metrics outlive the engine. `weights` is the first current set.
-  BatchEngine(const BatchEngineOptions& options, Ops* ops, std::shared_ptr<const Weights> weights,
-              RolloutMetrics* metrics);
+  // `weights` is the first current set, which the backend has prepared. metrics outlives the engine.
+  BatchEngine(const BatchEngineOptions& options, std::unique_ptr<StepBackend> backend,
+              std::shared_ptr<const Weights> weights, RolloutMetrics* metrics);
   ~BatchEngine();
 
   // A group that passed CheckGroup. Refused (by a message to the sink) when the weights are older than it asks for or
@@ -77,12 +78,17 @@ class BatchEngine {
   void Cancel(const ResultSink* sink, uint64_t group_id, uint32_t attempt);
   // Drops all samples of a consumer that is gone: nothing more is pushed to it.
   void Close(const ResultSink* sink);
-  // Refused unless `weights` has the shape and dtype of the first set and a greater (epoch, version).
+  // Refused unless `weights` has the shape and dtype of the first set. Of any thread: what it does needs no pause of
+  // SwitchWeights, which does it where it has not been called.
+  absl::Status Prepare(const std::shared_ptr<const Weights>& weights) const;
+  // Refused unless Prepare takes `weights` and its (epoch, version) is greater than the current set's.
   absl::Status SwitchWeights(std::shared_ptr<const Weights> weights, InFlight in_flight);
 
   // One engine step. False: nothing could be computed.
   bool Step();
   bool idle() const { return sequences_.empty(); }
+  // Not OK: the backend has failed.
+  const absl::Status& status() const { return failure_; }
 
   EngineStats stats() const;
   int64_t free_pages() const { return cache_.free_pages(); }
@@ -97,19 +103,26 @@ class BatchEngine {
   void ForgetUnusedWeights();
 
   void Execute(const StepPlan& plan);
-  void PlacePages(const StepPlan& plan);
+  absl::Status PlacePages(const StepPlan& plan);
+  void FillBatch(const StepPlan& plan, const Weights& weights);
+  // Ends everything that runs; `status` is the backend's.
+  void Fail(absl::Status status);
   // The samples that one prefill will serve start with one weight set.
   void BindGroup(const ActiveGroup& group);
-  void SampleRows(const Weights& weights, std::span<Sequence* const> owners);
-  // PagedLogits::Next, its time counted.
-  bool NextLogits(const Weights& weights, PagedLogits::Chunk* chunk);
+  // The draws of an output row: the sequence's own, and those of the samples that start with it.
+  void AddDraws(Sequence& sequence);
+  void AddDraw(Sequence& sequence);
+  // Gives every draw of the step to its sequence.
+  void TakeDraws();
   // Keeps the experts of the prompt positions that the step has computed.
   void RecordPrompts(const StepPlan& plan);
-  // routing: the experts of the row that the logits are of; null where no sample of the step asks for them.
-  void SampleRow(Sequence& sequence, const float* logits, const char* routing);
-  // The tokens' last prompt row serves all samples of the group that wait for it.
-  void ForkSiblings(Sequence& leader, const char* routing);
-  void AppendDraw(Sequence& sequence, const char* routing);
+  // `drawers`: whose draws are of one row, the one that has computed it last.
+  void EndNonfinite(std::span<Sequence* const> drawers);
+  void CountFirstToken(ActiveGroup& group);
+  // The prompt's last row serves all samples of the group that wait for it.
+  void Fork(const Sequence& leader, Sequence& sibling);
+  // routing: the experts of the row that was drawn from; null where no sample of the step asks for them.
+  void Append(Sequence& sequence, const Draw& draw, const char* routing);
   // What the sink has not got of the sample yet.
   void Send(Sequence& sequence, v1::FinishReason reason);
   void CountStep(const StepPlan& plan, double seconds);
@@ -126,15 +139,13 @@ class BatchEngine {
   absl::Status AdmitAttempt(const v1::Group& group, const ResultSink* sink);
 
   const BatchEngineOptions options_;
-  Ops* const ops_;
+  const std::unique_ptr<StepBackend> backend_;
   RolloutMetrics* const metrics_;
   const ModelConfig config_;
   const DType dtype_;
   const RoutingShape routing_shape_;
-  Decoder decoder_;
-  KvStorage storage_;
   KvCache cache_;
-  Sampler sampler_;
+  absl::Status failure_;
 
   std::vector<SequencePtr> sequences_;  // by age, oldest first
   std::shared_ptr<const Weights> current_;
@@ -152,9 +163,9 @@ class BatchEngine {
   // Scratch of a step.
   std::vector<SequenceView> views_;
   PagedBatch batch_;
-  std::vector<Sequence*> owners_;  // of output rows
-  std::string routing_;            // [T] rows of engine/model/routing.h; empty where nobody asks for them
-  PagedLogits logits_;
+  std::vector<DrawRequest> draws_;
+  std::vector<Sequence*> drawers_;  // of draws_
+  StepOutput output_;
   EngineStats counted_;
 };
 

@@ -38,6 +38,7 @@ absl::StatusOr<InFlight> ParseInFlight(const std::string& name) {
 }
 
 void BatchEngine::Submit(v1::Group group, std::shared_ptr<ResultSink> sink) {
+  if (!failure_.ok()) return sink->Fail(absl::StrCat("the engine has failed: ", std::string(failure_.message())));
   const auto wanted = std::make_pair(group.min_weight_epoch(), group.min_weight_version());
   if (std::make_pair(current_->epoch, current_->version) < wanted) {
     metrics_->rejected.Increment();
@@ -127,12 +128,18 @@ void BatchEngine::Close(const ResultSink* sink) {
   full_since_.erase(sink);
 }
 
-absl::Status BatchEngine::SwitchWeights(std::shared_ptr<const Weights> weights, InFlight in_flight) {
+absl::Status BatchEngine::Prepare(const std::shared_ptr<const Weights>& weights) const {
   if (weights->config.Hash() != config_.Hash() || weights->dtype != dtype_) {
     return absl::InvalidArgumentError(absl::StrCat("weights of model ", weights->config.Hash(), " in ",
                                                    std::string(DTypeName(weights->dtype)), " do not fit model ",
                                                    config_.Hash(), " in ", std::string(DTypeName(dtype_))));
   }
+  return backend_->Prepare(weights);
+}
+
+absl::Status BatchEngine::SwitchWeights(std::shared_ptr<const Weights> weights, InFlight in_flight) {
+  if (!failure_.ok()) return failure_;
+  if (absl::Status status = Prepare(weights); !status.ok()) return status;
   const auto held = std::make_pair(current_->epoch, current_->version);
   const auto offered = std::make_pair(weights->epoch, weights->version);
   if (offered <= held) {

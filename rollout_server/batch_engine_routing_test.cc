@@ -5,6 +5,7 @@
 
 #include "gtest/gtest.h"
 #include "rollout_server/batch_engine.h"
+#include "rollout_server/cpu_backend.h"
 #include "rollout_server/test_support.h"
 
 namespace lockstep {
@@ -15,8 +16,9 @@ class RoutingTest : public ::testing::Test {
   std::unique_ptr<BatchEngine> MakeEngine(std::shared_ptr<const Weights> weights, int64_t pages = 2000,
                                           SchedulerLimits limits = {.max_decode_rows = 32,
                                                                     .prefill_chunk_tokens = 64}) {
-    return std::make_unique<BatchEngine>(BatchEngineOptions{.num_pages = pages, .limits = limits}, ops_.get(),
-                                         std::move(weights), &metrics_);
+    auto backend = MakeCpuBackend(weights->config, weights->dtype, pages, ops_.get());
+    return std::make_unique<BatchEngine>(BatchEngineOptions{.limits = limits}, std::move(backend), std::move(weights),
+                                         &metrics_);
   }
   static void RunToEnd(BatchEngine& engine) {
     for (int step = 0; step < 100'000 && engine.Step(); ++step) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "rollout_server/cpu_backend.h"
 #include "rollout_server/test_support.h"
 
 namespace lockstep {
@@ -18,8 +19,9 @@ class BatchEngineTest : public ::testing::Test {
   std::unique_ptr<BatchEngine> MakeEngine(std::shared_ptr<const Weights> weights, int64_t pages = kPlentyOfPages,
                                           SchedulerLimits limits = {.max_decode_rows = 32,
                                                                     .prefill_chunk_tokens = 64}) {
-    return std::make_unique<BatchEngine>(BatchEngineOptions{.num_pages = pages, .limits = limits}, ops_.get(),
-                                         std::move(weights), &metrics_);
+    auto backend = MakeCpuBackend(weights->config, weights->dtype, pages, ops_.get());
+    return std::make_unique<BatchEngine>(BatchEngineOptions{.limits = limits}, std::move(backend), std::move(weights),
+                                         &metrics_);
   }
 
   // Steps until nothing is in flight; the bound is far above what any test needs.
@@ -245,9 +247,8 @@ TEST_F(BatchEngineTest, AConsumerThatDoesNotReadStopsOnlyItsOwnSamples) {
 }
 
 TEST_F(BatchEngineTest, AConsumerThatNeverReadsLosesItsSamples) {
-  BatchEngine engine(
-      {.num_pages = 100, .limits = {.max_decode_rows = 8, .prefill_chunk_tokens = 64}, .stall_limit_seconds = 0},
-      ops_.get(), TinyWeights(12), &metrics_);
+  BatchEngine engine({.limits = {.max_decode_rows = 8, .prefill_chunk_tokens = 64}, .stall_limit_seconds = 0},
+                     MakeCpuBackend(TinyConfig(), DType::kF16, 100, ops_.get()), TinyWeights(12), &metrics_);
   engine.Submit(TinyGroup(1, 10, 2, 50), sink_);
   ASSERT_TRUE(engine.Step());
   sink_->full = true;
@@ -255,6 +256,45 @@ TEST_F(BatchEngineTest, AConsumerThatNeverReadsLosesItsSamples) {
   EXPECT_TRUE(engine.idle());
   EXPECT_FALSE(sink_->failure.empty());
   EXPECT_EQ(engine.stats().pages_used, 0);
+}
+
+// A CPU backend whose device is lost before step `good`.
+class LostBackend final : public StepBackend {
+ public:
+  LostBackend(std::unique_ptr<StepBackend> backend, int good) : backend_(std::move(backend)), good_(good) {}
+  int64_t num_pages() const override { return backend_->num_pages(); }
+  int64_t max_sequence_tokens() const override { return backend_->max_sequence_tokens(); }
+  absl::Status Prepare(const std::shared_ptr<const Weights>& weights) override { return backend_->Prepare(weights); }
+  absl::Status Step(const Weights& weights, const StepInput& input, StepOutput* output) override {
+    return good_-- > 0 ? backend_->Step(weights, input, output) : absl::InternalError("the device is lost");
+  }
+  absl::Status CopyPage(int32_t from, int32_t to, int64_t tokens) override {
+    return backend_->CopyPage(from, to, tokens);
+  }
+
+ private:
+  const std::unique_ptr<StepBackend> backend_;
+  int good_;
+};
+
+TEST_F(BatchEngineTest, ALostDeviceEndsEveryConsumerAndNothingIsComputedAnyMore) {
+  auto lost = std::make_unique<LostBackend>(MakeCpuBackend(TinyConfig(), DType::kF16, 100, ops_.get()), 3);
+  BatchEngine engine({.limits = {.max_decode_rows = 8, .prefill_chunk_tokens = 64}}, std::move(lost), TinyWeights(12),
+                     &metrics_);
+  auto other = std::make_shared<RecordingSink>();
+  engine.Submit(TinyGroup(1, 10, 2, 50), sink_);
+  engine.Submit(TinyGroup(2, 10, 2, 50), other);
+  for (int step = 0; step < 3; ++step) ASSERT_TRUE(engine.Step());
+  EXPECT_TRUE(engine.status().ok());
+  EXPECT_FALSE(engine.Step());
+  EXPECT_EQ(engine.status().message(), "the device is lost");
+  for (const auto& sink : {sink_, other}) EXPECT_EQ(sink->failure, "the engine has failed: the device is lost");
+  EXPECT_TRUE(engine.idle());
+  EXPECT_EQ(engine.stats().pages_used, 0);
+  auto late = std::make_shared<RecordingSink>();
+  engine.Submit(TinyGroup(3, 10, 2, 50), late);
+  EXPECT_FALSE(late->failure.empty());
+  EXPECT_FALSE(engine.SwitchWeights(TinyWeights(13, 1), InFlight::kContinue).ok());
 }
 
 // --- Weight switches -----------------------------------------------------------------------------------------------

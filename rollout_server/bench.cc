@@ -14,6 +14,7 @@
 
 #include "engine/kernels/ops.h"
 #include "rollout_server/batch_engine.h"
+#include "rollout_server/cpu_backend.h"
 
 namespace lockstep {
 namespace {
@@ -73,8 +74,8 @@ void RunGroups(benchmark::State& state, int64_t groups, uint32_t num_samples, in
   const std::unique_ptr<Ops> ops = MakeCpuOps(Numerics::kMatched, threads);
   MetricsRegistry registry("rollout");
   RolloutMetrics metrics(&registry);
-  BatchEngine engine({.num_pages = 4096, .limits = {.max_decode_rows = 64, .prefill_chunk_tokens = 256}}, ops.get(),
-                     MidWeights(), &metrics);
+  BatchEngine engine({.limits = {.max_decode_rows = 64, .prefill_chunk_tokens = 256}},
+                     MakeCpuBackend(MidConfig(), DType::kF16, 4096, ops.get()), MidWeights(), &metrics);
   auto sink = std::make_shared<CountingSink>();
   uint64_t group_id = 0;
   for (auto _ : state) {

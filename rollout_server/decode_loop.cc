@@ -14,8 +14,13 @@ constexpr std::chrono::milliseconds kBlockedPoll(10);
 
 }  // namespace
 
-DecodeLoop::DecodeLoop(std::unique_ptr<BatchEngine> engine, RolloutMetrics* metrics)
-    : engine_(std::move(engine)), metrics_(metrics), stats_(engine_->stats()), thread_([this] { Run(); }) {}
+DecodeLoop::DecodeLoop(std::unique_ptr<BatchEngine> engine, RolloutMetrics* metrics,
+                       std::function<void(const absl::Status&)> on_failure)
+    : engine_(std::move(engine)),
+      metrics_(metrics),
+      on_failure_(std::move(on_failure)),
+      stats_(engine_->stats()),
+      thread_([this] { Run(); }) {}
 
 DecodeLoop::~DecodeLoop() {
   {
@@ -37,6 +42,8 @@ absl::StatusOr<double> DecodeLoop::Flip(std::shared_ptr<const Weights> weights, 
                                         absl::Duration timeout) {
   const absl::StatusOr<InFlight> policy = ParseInFlight(in_flight);
   if (!policy.ok()) return policy.status();
+  // Decoding goes on while a device takes the set.
+  if (absl::Status status = engine_->Prepare(weights); !status.ok()) return status;
   // Shared with the command, which may run after this call has given up.
   struct Call {
     std::mutex mutex;  // guards the rest
@@ -84,6 +91,10 @@ void DecodeLoop::Run() {
     taken.clear();
     stepped = engine_->Step();
     Publish();
+    if (!engine_->status().ok() && on_failure_ != nullptr) {
+      on_failure_(engine_->status());
+      on_failure_ = nullptr;
+    }
   }
 }
 

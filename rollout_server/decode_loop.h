@@ -20,8 +20,10 @@ namespace lockstep {
 
 class DecodeLoop {
  public:
-  // metrics outlives the loop. The thread runs from here on.
-  DecodeLoop(std::unique_ptr<BatchEngine> engine, RolloutMetrics* metrics);
+  // metrics outlives the loop. The thread runs from here on. on_failure (may be null) is called once, by the loop's
+  // thread, when the engine's backend has failed.
+  DecodeLoop(std::unique_ptr<BatchEngine> engine, RolloutMetrics* metrics,
+             std::function<void(const absl::Status&)> on_failure = nullptr);
   // Ends the thread after the step under way; samples in flight are dropped.
   ~DecodeLoop();
 
@@ -44,8 +46,9 @@ class DecodeLoop {
   bool TakeCommands(bool stepped, std::deque<std::function<void(BatchEngine&)>>* taken) ABSL_LOCKS_EXCLUDED(mutex_);
   void Publish() ABSL_LOCKS_EXCLUDED(mutex_);
 
-  const std::unique_ptr<BatchEngine> engine_;  // of the loop's thread
+  const std::unique_ptr<BatchEngine> engine_;  // of the loop's thread, but for Prepare
   RolloutMetrics* const metrics_;
+  std::function<void(const absl::Status&)> on_failure_;
   // std::mutex and not absl::Mutex: ThreadSanitizer sees its locks, while the installed Abseil is built without it.
   mutable std::mutex mutex_;
   std::condition_variable changed_;  // a command, stop or idle

@@ -7,6 +7,7 @@
 
 #include "absl/time/clock.h"
 #include "gtest/gtest.h"
+#include "rollout_server/cpu_backend.h"
 #include "rollout_server/test_support.h"
 
 namespace lockstep {
@@ -37,8 +38,8 @@ class DecodeLoopTest : public ::testing::Test {
  protected:
   std::unique_ptr<DecodeLoop> MakeLoop(int64_t pages) {
     auto engine = std::make_unique<BatchEngine>(
-        BatchEngineOptions{.num_pages = pages, .limits = {.max_decode_rows = 16, .prefill_chunk_tokens = 32}},
-        ops_.get(), TinyWeights(30), &metrics_);
+        BatchEngineOptions{.limits = {.max_decode_rows = 16, .prefill_chunk_tokens = 32}},
+        MakeCpuBackend(TinyConfig(), DType::kF16, pages, ops_.get()), TinyWeights(30), &metrics_);
     return std::make_unique<DecodeLoop>(std::move(engine), &metrics_);
   }
   static void Submit(DecodeLoop& loop, v1::Group group, std::shared_ptr<ResultSink> sink) {

@@ -26,17 +26,16 @@ std::string NewServerId() {
   return absl::StrCat("rollout-", DigestHex(Digest(words, sizeof(words))));
 }
 
-v1::ServerInfo Identity(const RolloutServerOptions& options, const Weights& weights,
+v1::ServerInfo Identity(const RolloutServerOptions& options, const GroupLimits& limits, const Weights& weights,
                         const std::string& metrics_address) {
   v1::ServerInfo info;
   info.set_server_id(NewServerId());
   info.set_model_hash(weights.config.Hash());
   info.set_dtype(std::string(DTypeName(weights.dtype)));
   info.set_numerics(options.numerics);
-  info.set_kv_cache_blocks(static_cast<uint64_t>(options.num_pages));
+  info.set_kv_cache_blocks(static_cast<uint64_t>(limits.kv_cache_tokens / kPageTokens));
   info.set_vocab_size(static_cast<uint32_t>(weights.config.vocab_size));
-  info.set_max_sequence_tokens(
-      static_cast<uint32_t>(std::min(weights.config.max_position_embeddings, options.num_pages * kPageTokens)));
+  info.set_max_sequence_tokens(static_cast<uint32_t>(std::min(limits.max_position_embeddings, limits.kv_cache_tokens)));
   info.set_metrics_address(metrics_address);
   return info;
 }
@@ -44,7 +43,7 @@ v1::ServerInfo Identity(const RolloutServerOptions& options, const Weights& weig
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RolloutServer>> RolloutServer::Start(const RolloutServerOptions& options,
-                                                                    std::unique_ptr<Ops> ops,
+                                                                    std::unique_ptr<StepBackend> backend,
                                                                     std::shared_ptr<const Weights> weights) {
   std::unique_ptr<RolloutServer> server(new RolloutServer());
   if (options.metrics_port >= 0) {
@@ -53,28 +52,29 @@ absl::StatusOr<std::unique_ptr<RolloutServer>> RolloutServer::Start(const Rollou
     server->metrics_server_ = *std::move(metrics_server);
     server->metrics_address_ = server->metrics_server_->address();
   }
-  server->ops_ = std::move(ops);
-  const BatchEngineOptions engine_options{
-      .num_pages = options.num_pages, .limits = options.limits, .stall_limit_seconds = options.stall_limit_seconds};
-  auto engine = std::make_unique<BatchEngine>(engine_options, server->ops_.get(), weights, &server->metrics_);
-  server->loop_ = std::make_unique<DecodeLoop>(std::move(engine), &server->metrics_);
-
+  if (absl::Status status = backend->Prepare(weights); !status.ok()) return status;
   GenerateStreamOptions stream_options;
   stream_options.credits = options.max_groups_in_flight;
-  stream_options.limits = {.vocab_size = weights->config.vocab_size,
-                           .max_position_embeddings = weights->config.max_position_embeddings,
-                           .kv_cache_tokens = options.num_pages * kPageTokens,
-                           .has_experts = RoutingShape(weights->config).layers > 0};
+  stream_options.limits = {
+      .vocab_size = weights->config.vocab_size,
+      .max_position_embeddings = std::min(weights->config.max_position_embeddings, backend->max_sequence_tokens()),
+      .kv_cache_tokens = backend->num_pages() * kPageTokens,
+      .has_experts = RoutingShape(weights->config).layers > 0};
+  const BatchEngineOptions engine_options{.limits = options.limits, .stall_limit_seconds = options.stall_limit_seconds};
+  auto engine = std::make_unique<BatchEngine>(engine_options, std::move(backend), weights, &server->metrics_);
+  server->loop_ = std::make_unique<DecodeLoop>(std::move(engine), &server->metrics_, options.on_failure);
+
   server->metrics_.queue_capacity.Set(static_cast<double>(options.max_groups_in_flight) * kMaxSamplesPerGroup);
   RolloutServer* self = server.get();
-  server->service_ =
-      std::make_unique<RolloutService>(stream_options, Identity(options, *weights, server->metrics_address_),
-                                       server->loop_.get(), &server->metrics_, options.on_drain);
+  server->service_ = std::make_unique<RolloutService>(
+      stream_options, Identity(options, stream_options.limits, *weights, server->metrics_address_), server->loop_.get(),
+      &server->metrics_, options.on_drain);
   server->receiver_ =
       MakeWeightReceiver({.config = weights->config,
                           .dtype = weights->dtype,
                           .initial_epoch = weights->epoch,
                           .initial_version = weights->version,
+                          .transports = options.transports,
                           .metrics = &server->registry_},
                          [self](std::shared_ptr<const Weights> next, const std::string& in_flight) {
                            return self->loop_->Flip(std::move(next), in_flight, absl::Seconds(kFlipTimeoutSeconds));

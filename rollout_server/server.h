@@ -8,14 +8,13 @@
 
 #include "absl/status/statusor.h"
 #include "engine/base/metrics.h"
-#include "engine/kernels/ops.h"
-#include "engine/model/kv_plan.h"
 #include "engine/model/model.h"
 #include "proto/channel.h"
 #include "proto/rollout.grpc.pb.h"
 #include "proto/weight_sync.grpc.pb.h"
 #include "rollout_server/rollout_service.h"
 #include "rollout_server/text_service.h"
+#include "weight_sync/transport.h"
 
 namespace lockstep {
 
@@ -29,20 +28,22 @@ struct RolloutServerOptions {
   std::string bind = "127.0.0.1";
   int port = 0;
   int metrics_port = -1;  // -1: none
-  int64_t num_pages = 0;  // of the KV cache; PagesForConfig gives it
   SchedulerLimits limits;
   uint32_t max_groups_in_flight = 1;  // credits of a stream
   double stall_limit_seconds = 60;
   std::string numerics = "matched";
+  Transports transports = GlooOnly();          // of weight updates
   std::shared_ptr<const Tokenizer> tokenizer;  // null: no TextTokenizer service
   std::function<void()> on_drain;              // after a Drain call has stopped admission
+  // The backend has failed: nothing can be computed any more.
+  std::function<void(const absl::Status&)> on_failure;
 };
 
 class RolloutServer {
  public:
-  // Serves at once. ops: of this server alone.
+  // Serves at once. Errors of StepBackend::Prepare too.
   static absl::StatusOr<std::unique_ptr<RolloutServer>> Start(const RolloutServerOptions& options,
-                                                              std::unique_ptr<Ops> ops,
+                                                              std::unique_ptr<StepBackend> backend,
                                                               std::shared_ptr<const Weights> weights);
   // Cancels what is still in flight.
   ~RolloutServer();
@@ -63,7 +64,6 @@ class RolloutServer {
   RolloutMetrics metrics_;
   std::unique_ptr<MetricsServer> metrics_server_;
   std::string metrics_address_;
-  std::unique_ptr<Ops> ops_;
   std::unique_ptr<DecodeLoop> loop_;
   std::unique_ptr<RolloutService> service_;
   std::unique_ptr<v1::WeightReceiver::Service> receiver_;

@@ -11,8 +11,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "engine/model/kv_plan.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "rollout_server/cpu_backend.h"
 #include "rollout_server/test_support.h"
 
 namespace lockstep {
@@ -32,11 +34,14 @@ bool WaitFor(const std::function<bool()>& condition) {
   return true;
 }
 
-std::unique_ptr<RolloutServer> StartTinyServer(RolloutServerOptions options = {}) {
-  if (options.num_pages == 0) options.num_pages = 500;
+std::unique_ptr<StepBackend> TinyBackend(int64_t pages) {
+  return MakeCpuBackend(TinyConfig(), DType::kF16, pages, MakeCpuOps(Numerics::kMatched, 1));
+}
+
+std::unique_ptr<RolloutServer> StartTinyServer(RolloutServerOptions options = {}, int64_t pages = 500) {
   if (options.limits.max_decode_rows == 1) options.limits = {.max_decode_rows = 16, .prefill_chunk_tokens = 32};
   if (options.max_groups_in_flight == 1) options.max_groups_in_flight = 8;
-  auto server = RolloutServer::Start(options, MakeCpuOps(Numerics::kMatched, 1), TinyWeights(1));
+  auto server = RolloutServer::Start(options, TinyBackend(pages), TinyWeights(1));
   EXPECT_TRUE(server.ok()) << server.status();
   return server.ok() ? *std::move(server) : nullptr;
 }
@@ -119,9 +124,8 @@ TEST(ServerTest, StreamsGroupsAndEndsWhenTheClientHasNoMore) {
 TEST(ServerTest, TwoServersAndTwoStreamsGiveTheSameSamples) {
   auto one = StartTinyServer();
   RolloutServerOptions small;
-  small.num_pages = 10;
   small.limits = {.max_decode_rows = 3, .prefill_chunk_tokens = 7};
-  auto two = StartTinyServer(small);
+  auto two = StartTinyServer(small, 10);
   Client a(one->address()), b(two->address()), c(two->address());
   for (uint64_t g = 1; g <= 6; ++g) {
     ASSERT_TRUE(a.Send(TinyGroup(g, 30, 3, 40)));
@@ -169,8 +173,7 @@ TEST(ServerTest, ACancelledStreamFreesItsPages) {
 
 TEST(ServerTest, InvalidGroupsAreRefusedWithTheirReasonAndOthersGoOn) {
   RolloutServerOptions options;
-  options.num_pages = 20;
-  auto server = StartTinyServer(options);
+  auto server = StartTinyServer(options, 20);
   Client client(server->address());
   v1::Group many = TinyGroup(1, 5, 1'000'000'000, 5);
   v1::Group token = TinyGroup(2, 5, 1, 5);
@@ -208,10 +211,9 @@ TEST(ServerTest, AnEmptyRequestIsRefused) {
 
 TEST(ServerTest, ASlowReaderHoldsBoundedMemoryAndDelaysNobodyElse) {
   RolloutServerOptions options;
-  options.num_pages = 20'000;
   options.limits = {.max_decode_rows = 64, .prefill_chunk_tokens = 64};
   options.max_groups_in_flight = 16;
-  auto server = StartTinyServer(options);
+  auto server = StartTinyServer(options, 20'000);
   Client slow(server->address());
   // 16 groups of 128 samples of 300 tokens: 600,000 tokens, far above what a stream may queue.
   for (uint64_t g = 1; g <= 16; ++g) ASSERT_TRUE(slow.Send(TinyGroup(g, 4, 128, 300)));
@@ -246,9 +248,8 @@ TEST(ServerTest, CallsWithoutADeadlineAreRefused) {
 
 TEST(ServerTest, InfoSaysWhatTheServerIs) {
   RolloutServerOptions options;
-  options.num_pages = 30;
   options.metrics_port = 0;
-  auto server = StartTinyServer(options);
+  auto server = StartTinyServer(options, 30);
   const v1::ServerInfo info = Info(server->address());
   EXPECT_EQ(info.model_hash(), TinyConfig().Hash());
   EXPECT_EQ(info.dtype(), "fp16");
@@ -345,8 +346,7 @@ TEST(ServerTest, APortInUseIsOneLine) {
   auto server = StartTinyServer();
   RolloutServerOptions options;
   options.port = std::stoi(server->address().substr(server->address().rfind(':') + 1));
-  options.num_pages = 10;
-  auto second = RolloutServer::Start(options, MakeCpuOps(Numerics::kMatched, 1), TinyWeights(1));
+  auto second = RolloutServer::Start(options, TinyBackend(10), TinyWeights(1));
   ASSERT_FALSE(second.ok());
   EXPECT_THAT(std::string(second.status().message()), HasSubstr("Address already in use"));
 }

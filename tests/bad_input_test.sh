@@ -17,6 +17,13 @@ expect_line "does not answer" "$lockstep" status 127.0.0.1:1
 expect_line "holds no run to resume" "$lockstep" run run.yaml run_dir=fresh --resume
 expect_line "needs --model=DIR" "$lockstep" generate hello
 
+echo "== a GPU that is not there is one line, whether the build has CUDA or not"
+expect_line "device: 'gpu' is unknown; use one of cpu, cuda" "$lockstep" run run.yaml device=gpu
+if [[ ! -e /dev/nvidiactl ]]; then
+  expect_line "CUDA" "$lockstep" run run.yaml device=cuda run_dir=no_gpu
+  expect_line "CUDA" "$bin/rollout_server/lockstep_rollout_server" --config=no_gpu/config.pbtxt
+fi
+
 echo "== damaged models are refused by name, by the server that loads them"
 damage() {
   rm -rf bad

@@ -47,6 +47,7 @@ expect_line "memory: needs" "$lockstep" "${huge[@]}"
 expect_line "set rollout.kv_cache_mib" "$lockstep" "${huge[@]}"
 report=$("$lockstep" doctor run.yaml)
 grep -q 'ok .*memory: needs' <<< "$report" || fail "doctor CONFIG: $report"
+grep -Eq 'note +GPU +(NVIDIA driver [0-9.]+; runs with|no NVIDIA driver; everything)' <<< "$report" || fail "doctor: $report"
 report=$("$lockstep" doctor run.yaml rollout.kv_cache_mib=99999999) && fail "doctor finds nothing missing: $report"
 grep -q 'MISSING .*memory: needs' <<< "$report" || fail "doctor refuses nothing: $report"
 echo "passed"

@@ -9,6 +9,7 @@
 #include "learner/group_assembly.h"
 #include "learner/trainer.h"
 #include "rollout_server/batch_engine.h"
+#include "rollout_server/cpu_backend.h"
 #include "rollout_server/test_support.h"
 
 namespace lockstep {
@@ -41,8 +42,9 @@ std::vector<TrainSample> Rollout(const ModelConfig& config, DType dtype, Numeric
   const std::unique_ptr<Ops> ops = MakeCpuOps(numerics, 1);
   MetricsRegistry registry("rollout");
   RolloutMetrics metrics(&registry);
-  BatchEngine engine({.num_pages = 400, .limits = {.max_decode_rows = 24, .prefill_chunk_tokens = 40}}, ops.get(),
-                     TinyMixtureWeights(config.num_experts, kSeed, 0, dtype), &metrics);
+  const auto weights = TinyMixtureWeights(config.num_experts, kSeed, 0, dtype);
+  BatchEngine engine({.limits = {.max_decode_rows = 24, .prefill_chunk_tokens = 40}},
+                     MakeCpuBackend(weights->config, dtype, 400, ops.get()), weights, &metrics);
   std::vector<std::shared_ptr<AssemblingSink>> sinks;
   for (uint64_t g = 1; g <= kGroups; ++g) {
     v1::Group request = TinyGroup(g, 3 + static_cast<int64_t>(5 * g), kSamples, 40);
@@ -86,7 +88,7 @@ TrainMetrics Train(const ModelConfig& config, DType dtype, Numerics numerics, co
   auto trainer = Trainer::Create(options, ranks.get());
   EXPECT_TRUE(trainer.ok()) << trainer.status();
   InitializeArena(config, kSeed, 0.25f, (*trainer)->arena());
-  (*trainer)->RefreshWeights();
+  EXPECT_TRUE((*trainer)->RefreshWeights().ok());
   auto metrics = (*trainer)->Step(samples, updates);
   EXPECT_TRUE(metrics.ok()) << metrics.status();
   return *metrics;

@@ -1,14 +1,15 @@
 """The CUDA toolkit as a repository, and libraries made of .cu files.
 
 The toolkit is CUDA_HOME where that is set, else /usr/local/cuda. Where there is no nvcc in it, @cuda is empty, the
-macros below make no targets, and everything else builds as it does with a toolkit.
+macros below make no targets, and everything else builds as it does with a toolkit. NCCL is that of NCCL_HOME where that
+is set, else the toolkit's, else the distribution's; without it only what needs it is absent.
 
 The compiler's flags are in nvcc.flags, which tests/gpu/run_all reads too: objects for sm_80 and sm_90a, and PTX for what
 comes after them; -fmad=false, since multiply-adds are written out, as on the CPU (-ffp-contract=off). Division and sqrt
 are the IEEE ones by default.
 """
 
-load("@cuda//:defs.bzl", "CUDA_HOME", "CUDA_VERSION")
+load("@cuda//:defs.bzl", "CUDA_HOME", "CUDA_VERSION", "HAS_CUBLASLT", "NCCL_HOME")
 
 def _cuda_object_impl(ctx):
     source = ctx.file.src
@@ -95,6 +96,28 @@ def if_cuda(rule, name, **kwargs):
     if CUDA_HOME:
         rule(name = name, **kwargs)
 
+def cuda_or_none(cuda, cuda_deps, none):
+    """(srcs, deps): the source for builds with a toolkit and what it needs, or the one for builds without."""
+    return ([cuda], cuda_deps) if CUDA_HOME else ([none], [])
+
+def nccl_or_none(nccl, nccl_deps, none):
+    """The same for NCCL."""
+    return ([nccl], nccl_deps) if NCCL_HOME else ([none], [])
+
+def cublaslt_or_none(cublaslt, cublaslt_deps, none):
+    """The same for cuBLASLt."""
+    return ([cublaslt], cublaslt_deps) if HAS_CUBLASLT else ([none], [])
+
+def if_nccl(rule, name, **kwargs):
+    """The target rule(name, **kwargs) where there are a toolkit and NCCL, none where there are not."""
+    if NCCL_HOME:
+        rule(name = name, **kwargs)
+
+def if_cublaslt(rule, name, **kwargs):
+    """The target rule(name, **kwargs) where the toolkit has cuBLASLt's header, none where it has not."""
+    if HAS_CUBLASLT:
+        rule(name = name, **kwargs)
+
 def cuda_emulated_library(name, srcs, hdrs, deps):
     """The same .cu files compiled for the CPU, over engine/kernels/cuda/emulation. Needs no toolkit; for tests."""
     wrappers = []
@@ -116,4 +139,35 @@ def cuda_emulated_library(name, srcs, hdrs, deps):
         ],
         textual_hdrs = srcs,
         deps = deps + ["//engine/kernels/cuda/emulation"],
+    )
+
+def cuda_cc_library(name, srcs = [], hdrs = [], deps = [], cuda_deps = [], testonly = False):
+    """Host code over the runtime, twice: NAME for the GPU (none without a toolkit), emulated_NAME for tests.
+
+    Args:
+      name: of the cc_library.
+      srcs: .cc files that include cuda_runtime.h.
+      hdrs: their headers.
+      deps: targets that know nothing of CUDA.
+      cuda_deps: targets that are there twice as well, with or without their package.
+      testonly: of NAME; the other always is.
+    """
+    emulated = []
+    for dep in cuda_deps:
+        package, _, target = dep.rpartition(":")
+        emulated.append("%s:emulated_%s" % (package, target))
+    if CUDA_HOME:
+        native.cc_library(
+            name = name,
+            testonly = testonly,
+            srcs = srcs,
+            hdrs = hdrs,
+            deps = deps + cuda_deps + ["@cuda//:cudart"],
+        )
+    native.cc_library(
+        name = "emulated_" + name,
+        testonly = True,
+        srcs = srcs,
+        hdrs = hdrs,
+        deps = deps + emulated + ["//engine/kernels/cuda/emulation"],
     )

@@ -41,6 +41,8 @@ class Node {
     for (char** it = environ; *it != nullptr; ++it) environment.push_back(*it);
     std::string variable = "LOCKSTEP_FAILPOINTS=" + failpoints;
     environment.push_back(variable.data());
+    std::string transport = "LOCKSTEP_TEST_TRANSPORT=" + TestTransport();
+    environment.push_back(transport.data());
     environment.push_back(nullptr);
     LOCKSTEP_CHECK(posix_spawn(&pid_, kNode, &actions, nullptr, argv.data(), environment.data()) == 0, "spawn");
     posix_spawn_file_actions_destroy(&actions);
@@ -118,8 +120,9 @@ class Node {
   std::vector<std::string> lines_;
 };
 
-class ProcessTest : public ::testing::Test {
+class ProcessTest : public ::testing::TestWithParam<std::string> {
  protected:
+  void SetUp() override { TestTransport() = GetParam(); }
   static std::string Flip(uint64_t epoch, uint64_t version, uint64_t seed) {
     const ModelConfig config = SmallModel();
     return absl::StrCat(epoch, " ", version, " ",
@@ -131,7 +134,7 @@ class ProcessTest : public ::testing::Test {
   }
 };
 
-TEST_F(ProcessTest, AReceiverKilledAtAnyBucketCostsTheOthersNothing) {
+TEST_P(ProcessTest, AReceiverKilledAtAnyBucketCostsTheOthersNothing) {
   const std::vector<float> arena = RandomArena(SmallModel(), 5);
   for (int bucket = 1; bucket <= NumBuckets(); ++bucket) {
     Node victim({"receiver"}, absl::StrCat("receiver.die:", bucket)), a({"receiver"}), b({"receiver"});
@@ -152,7 +155,7 @@ TEST_F(ProcessTest, AReceiverKilledAtAnyBucketCostsTheOthersNothing) {
   }
 }
 
-TEST_F(ProcessTest, AReceiverThatDiesOrStopsBeforeItJoinsCostsTheOthersNothing) {
+TEST_P(ProcessTest, AReceiverThatDiesOrStopsBeforeItJoinsCostsTheOthersNothing) {
   const std::vector<float> arena = RandomArena(SmallModel(), 5);
   for (const bool dies : {true, false}) {
     Node victim({"receiver"}, dies ? "receiver.die_before_join:1" : "receiver.stop_before_join:1"), other({"receiver"});
@@ -170,7 +173,7 @@ TEST_F(ProcessTest, AReceiverThatDiesOrStopsBeforeItJoinsCostsTheOthersNothing) 
   }
 }
 
-TEST_F(ProcessTest, AStoppedReceiverIsLeftBehindAndCatchesUpWhenItWakes) {
+TEST_P(ProcessTest, AStoppedReceiverIsLeftBehindAndCatchesUpWhenItWakes) {
   Node stopped({"receiver"}, "receiver.stop:3"), healthy({"receiver"});
   const std::string address = stopped.WaitFor("address ");
   const std::vector<std::string> addresses = {address, healthy.WaitFor("address ")};
@@ -193,7 +196,7 @@ TEST_F(ProcessTest, AStoppedReceiverIsLeftBehindAndCatchesUpWhenItWakes) {
   EXPECT_EQ(stopped.WaitFor("flip "), Flip(1, 1, 5));
 }
 
-TEST_F(ProcessTest, ASenderKilledAtAnyBucketLeavesTheOldVersionAndANewOneTakesOver) {
+TEST_P(ProcessTest, ASenderKilledAtAnyBucketLeavesTheOldVersionAndANewOneTakesOver) {
   for (const int bucket : {1, 2, 5, NumBuckets()}) {
     Node a({"receiver"}), b({"receiver"});
     const std::vector<std::string> addresses = {a.WaitFor("address "), b.WaitFor("address ")};
@@ -213,7 +216,7 @@ TEST_F(ProcessTest, ASenderKilledAtAnyBucketLeavesTheOldVersionAndANewOneTakesOv
   }
 }
 
-TEST_F(ProcessTest, ASenderStoppedInTheMiddleIsReplacedAndRefusedWhenItWakes) {
+TEST_P(ProcessTest, ASenderStoppedInTheMiddleIsReplacedAndRefusedWhenItWakes) {
   Node a({"receiver"});
   const std::string address = a.WaitFor("address ");
   Node sender({"sender", "1", "3", "5", address}, "sender.stop:3");
@@ -230,7 +233,7 @@ TEST_F(ProcessTest, ASenderStoppedInTheMiddleIsReplacedAndRefusedWhenItWakes) {
   EXPECT_EQ(restarted->CatchUp(address), absl::OkStatus());
 }
 
-TEST_F(ProcessTest, SendersKilledAtRandomMomentsNeverLeaveAPartOfASet) {
+TEST_P(ProcessTest, SendersKilledAtRandomMomentsNeverLeaveAPartOfASet) {
   std::mt19937 random(20261124);
   Node receiver({"receiver"});
   const std::string address = receiver.WaitFor("address ");
@@ -256,6 +259,9 @@ TEST_F(ProcessTest, SendersKilledAtRandomMomentsNeverLeaveAPartOfASet) {
     last = epoch;
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Transport, ProcessTest, ::testing::Values("gloo", "nccl", "ipc"),
+                         [](const auto& info) { return info.param; });
 
 }  // namespace
 }  // namespace lockstep

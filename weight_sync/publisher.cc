@@ -88,6 +88,7 @@ class Publisher : public WeightPublisher {
   explicit Publisher(const WeightPublisherOptions& options)
       : options_(options),
         layout_(options.config),
+        transport_name_(options.sync.transport().empty() ? "gloo" : options.sync.transport()),
         store_(options.store != nullptr ? options.store : std::make_shared<RendezvousTable>()),
         service_(store_, options.dtype) {
     if (options.metrics != nullptr) metrics_.emplace(*options.metrics);
@@ -118,6 +119,7 @@ class Publisher : public WeightPublisher {
 
   const WeightPublisherOptions options_;
   const ParamLayout layout_;
+  const std::string transport_name_;
   const std::shared_ptr<RendezvousTable> store_;
   SourceService service_;
   std::optional<SyncMetrics> metrics_;
@@ -139,9 +141,10 @@ absl::Status Publisher::Check(const WeightId& id, const std::vector<std::string>
     return absl::InvalidArgumentError(
         absl::StrCat(addresses.size(), " rollout servers are more than ", kMaxServers, ", the limit of a group"));
   }
-  if (options_.sync.transport() != "gloo" && !options_.sync.transport().empty()) {
-    return absl::InvalidArgumentError(absl::StrCat("weight_sync.transport \"", options_.sync.transport(),
-                                                   "\" is not in this build; set it to \"gloo\""));
+  if (options_.transports.count(transport_name_) == 0) {
+    return absl::InvalidArgumentError(absl::StrCat("weight_sync.transport \"", transport_name_,
+                                                   "\" is not in this process; set it to one of ",
+                                                   TransportNames(options_.transports)));
   }
   if (options_.sync.timeout_seconds() <= 0) {
     return absl::InvalidArgumentError("weight_sync.timeout_seconds must be greater than 0");
@@ -177,6 +180,8 @@ absl::StatusOr<UpdateReport> Publisher::Publish(uint64_t epoch, uint64_t version
   run.snapshot = *snapshot;
   run.store = store_;
   run.in_flight = options_.sync.in_flight();
+  run.transport_name = transport_name_;
+  run.make_transport = options_.transports.at(transport_name_);
   run.budget = absl::Seconds(options_.sync.timeout_seconds());
   std::vector<std::string> excluded;
   {

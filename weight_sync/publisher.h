@@ -11,6 +11,7 @@
 #include "proto/run_config.pb.h"
 #include "proto/weight_sync.grpc.pb.h"
 #include "weight_sync/rendezvous_store.h"
+#include "weight_sync/transport.h"
 
 namespace lockstep {
 
@@ -41,6 +42,7 @@ struct WeightPublisherOptions {
   uint64_t bucket_bytes = 0;                         // 0: sync.bucket_mib
   std::shared_ptr<RendezvousTable> store = nullptr;  // the table that service() serves, to share it with the learner's
                                                      // collectives; null: an own one
+  Transports transports = GlooOnly();                // sync.transport is one of them; empty: "gloo"
   MetricsRegistry* metrics = nullptr;                // outlives the publisher; may be null
 };
 

@@ -1,4 +1,5 @@
-// Publisher and receivers in one process, over real gRPC and Gloo on loopback.
+// Publisher and receivers in one process, over real gRPC, and over Gloo on loopback as well as the transports of GPUs
+// on the emulated device.
 #include "weight_sync/publisher.h"
 
 #include <gtest/gtest.h>
@@ -10,9 +11,12 @@
 namespace lockstep {
 namespace {
 
-class WeightSyncTest : public ::testing::Test {
+class WeightSyncTest : public ::testing::TestWithParam<std::string> {
  protected:
-  void SetUp() override { ASSERT_TRUE(SetFailpoints("").ok()); }
+  void SetUp() override {
+    TestTransport() = GetParam();
+    ASSERT_TRUE(SetFailpoints("").ok());
+  }
   void TearDown() override { ASSERT_TRUE(SetFailpoints("").ok()); }
 
   void ExpectHolds(const RolloutEnd& server, uint64_t epoch, uint64_t version, const std::vector<float>& arena) {
@@ -33,7 +37,7 @@ class WeightSyncTest : public ::testing::Test {
   const std::vector<float> second_ = RandomArena(config_, 2);
 };
 
-TEST_F(WeightSyncTest, EveryServerHoldsTheSameBitsAsAConversionOfTheArena) {
+TEST_P(WeightSyncTest, EveryServerHoldsTheSameBitsAsAConversionOfTheArena) {
   for (const DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
     RolloutEnd a(config_, dtype), b(config_, dtype), c(config_, dtype);
     LearnerEnd learner(config_, dtype);
@@ -60,7 +64,7 @@ TEST_F(WeightSyncTest, EveryServerHoldsTheSameBitsAsAConversionOfTheArena) {
   }
 }
 
-TEST_F(WeightSyncTest, AnUpdateWithoutServersIsKeptForThoseThatCome) {
+TEST_P(WeightSyncTest, AnUpdateWithoutServersIsKeptForThoseThatCome) {
   LearnerEnd learner(config_);
   ASSERT_TRUE(learner->Publish(1, 1, first_.data(), {}).ok());
   RolloutEnd late(config_);
@@ -73,7 +77,7 @@ TEST_F(WeightSyncTest, AnUpdateWithoutServersIsKeptForThoseThatCome) {
   ExpectHolds(late, 1, 2, second_);
 }
 
-TEST_F(WeightSyncTest, ADeadServerIsReportedAndTheOthersGetTheVersion) {
+TEST_P(WeightSyncTest, ADeadServerIsReportedAndTheOthersGetTheVersion) {
   RolloutEnd alive(config_);
   std::string dead_address;
   {
@@ -90,7 +94,7 @@ TEST_F(WeightSyncTest, ADeadServerIsReportedAndTheOthersGetTheVersion) {
   EXPECT_EQ(learner->CatchUp(dead_address).code(), absl::StatusCode::kUnavailable);
 }
 
-TEST_F(WeightSyncTest, AServerThatComesBackWithBaseWeightsCatchesUp) {
+TEST_P(WeightSyncTest, AServerThatComesBackWithBaseWeightsCatchesUp) {
   LearnerEnd learner(config_);
   auto server = std::make_unique<RolloutEnd>(config_);
   ASSERT_TRUE(learner->Publish(1, 1, first_.data(), {server->address()}).ok());
@@ -100,7 +104,7 @@ TEST_F(WeightSyncTest, AServerThatComesBackWithBaseWeightsCatchesUp) {
   ExpectHolds(*server, 1, 1, first_);
 }
 
-TEST_F(WeightSyncTest, ACorruptedBucketIsNotCommittedAndTheRetryIs) {
+TEST_P(WeightSyncTest, ACorruptedBucketIsNotCommittedAndTheRetryIs) {
   RolloutEnd a(config_), b(config_);
   LearnerEnd learner(config_);
   ASSERT_TRUE(SetFailpoints("transport.corrupt_bucket:3").ok());
@@ -115,7 +119,7 @@ TEST_F(WeightSyncTest, ACorruptedBucketIsNotCommittedAndTheRetryIs) {
             1);
 }
 
-TEST_F(WeightSyncTest, AServerWhoseBytesAlwaysDifferIsQuarantinedUntilItCatchesUp) {
+TEST_P(WeightSyncTest, AServerWhoseBytesAlwaysDifferIsQuarantinedUntilItCatchesUp) {
   RolloutEnd server(config_);
   LearnerEnd learner(config_);
   ASSERT_TRUE(learner->Publish(1, 1, first_.data(), {server.address()}).ok());
@@ -134,7 +138,7 @@ TEST_F(WeightSyncTest, AServerWhoseBytesAlwaysDifferIsQuarantinedUntilItCatchesU
   ExpectHolds(server, 1, 4, first_);
 }
 
-TEST_F(WeightSyncTest, AReceiveThatMovedNothingIsFoundByItsDigest) {
+TEST_P(WeightSyncTest, AReceiveThatMovedNothingIsFoundByItsDigest) {
   RolloutEnd server(config_);
   LearnerEnd learner(config_);
   ASSERT_TRUE(SetFailpoints("receiver.misplace_bucket:4").ok());
@@ -145,7 +149,7 @@ TEST_F(WeightSyncTest, AReceiveThatMovedNothingIsFoundByItsDigest) {
   EXPECT_EQ(Metric(server.metrics(), "rl_weight_sync_digest_mismatches_total"), 1);
 }
 
-TEST_F(WeightSyncTest, ASendThatMovedNothingEndsByTheBucketsDeadlineAndIsRetried) {
+TEST_P(WeightSyncTest, ASendThatMovedNothingEndsByTheBucketsDeadlineAndIsRetried) {
   RolloutEnd a(config_), b(config_);
   LearnerEnd learner(config_);
   ASSERT_TRUE(SetFailpoints("transport.skip_send:2").ok());
@@ -158,7 +162,7 @@ TEST_F(WeightSyncTest, ASendThatMovedNothingEndsByTheBucketsDeadlineAndIsRetried
   ExpectHolds(b, 1, 1, first_);
 }
 
-TEST_F(WeightSyncTest, ALostCommitAnswerIsAskedForAgain) {
+TEST_P(WeightSyncTest, ALostCommitAnswerIsAskedForAgain) {
   RolloutEnd server(config_);
   LearnerEnd learner(config_);
   ASSERT_TRUE(SetFailpoints("receiver.lose_commit_answer:1").ok());
@@ -168,7 +172,7 @@ TEST_F(WeightSyncTest, ALostCommitAnswerIsAskedForAgain) {
   ExpectHolds(server, 1, 1, first_);
 }
 
-TEST_F(WeightSyncTest, AFlipThatFailsKeepsTheOldVersionAndSaysWhy) {
+TEST_P(WeightSyncTest, AFlipThatFailsKeepsTheOldVersionAndSaysWhy) {
   RolloutEnd server(config_);
   LearnerEnd learner(config_);
   ASSERT_TRUE(learner->Publish(1, 1, first_.data(), {server.address()}).ok());
@@ -181,7 +185,7 @@ TEST_F(WeightSyncTest, AFlipThatFailsKeepsTheOldVersionAndSaysWhy) {
   ExpectHolds(server, 1, 2, second_);
 }
 
-TEST_F(WeightSyncTest, OfTwoLearnersTheHigherEpochWinsAndTheOlderIsTold) {
+TEST_P(WeightSyncTest, OfTwoLearnersTheHigherEpochWinsAndTheOlderIsTold) {
   RolloutEnd server(config_);
   LearnerEnd old_learner(config_), new_learner(config_);
   ASSERT_TRUE(old_learner->Publish(1, 9, first_.data(), {server.address()}).ok());
@@ -199,7 +203,7 @@ TEST_F(WeightSyncTest, OfTwoLearnersTheHigherEpochWinsAndTheOlderIsTold) {
             absl::StatusCode::kFailedPrecondition);
 }
 
-TEST_F(WeightSyncTest, AServerWithAnotherShapeOrDtypeRefusesInOneLine) {
+TEST_P(WeightSyncTest, AServerWithAnotherShapeOrDtypeRefusesInOneLine) {
   ModelConfig wider = config_;
   wider.intermediate_size += 8;
   RolloutEnd good(config_), other_shape(wider), other_dtype(config_, DType::kBF16);
@@ -225,7 +229,7 @@ TEST_F(WeightSyncTest, AServerWithAnotherShapeOrDtypeRefusesInOneLine) {
   EXPECT_EQ(other_shape.weights(), nullptr);
 }
 
-TEST_F(WeightSyncTest, CallsThatBelongToNoUpdateAreRefused) {
+TEST_P(WeightSyncTest, CallsThatBelongToNoUpdateAreRefused) {
   RolloutEnd server(config_);
   const auto stub = v1::WeightReceiver::NewStub(MakeChannel(server.address()));
   {
@@ -263,7 +267,36 @@ TEST_F(WeightSyncTest, CallsThatBelongToNoUpdateAreRefused) {
   EXPECT_EQ(server.weights(), nullptr);
 }
 
-TEST_F(WeightSyncTest, ASourceRefusesForeignVersions) {
+TEST_P(WeightSyncTest, ATransportThatOneEndLacksIsRefusedWithTheNamesOfThoseItHas) {
+  WeightReceiverOptions options;
+  options.config = config_;
+  const auto service = MakeWeightReceiver(
+      options, [](std::shared_ptr<const Weights>, const std::string&) -> absl::StatusOr<double> { return 0.0; });
+  grpc::ServerBuilder builder;
+  builder.RegisterService(service.get());
+  absl::StatusOr<ListeningServer> listening = StartServer(builder, "127.0.0.1", 0);
+  ASSERT_TRUE(listening.ok());
+  LearnerEnd learner(config_);
+  const absl::Status status = learner->Publish(1, 1, first_.data(), {listening->address}).status();
+  if (GetParam() == "gloo") {
+    EXPECT_TRUE(status.ok()) << status;
+  } else {
+    EXPECT_NE(status.message().find(absl::StrCat("transport \"", GetParam(), "\" refused: this server has gloo")),
+              absl::string_view::npos)
+        << status;
+  }
+  WeightPublisherOptions mistaken;
+  mistaken.config = config_;
+  mistaken.sync.set_transport("carrier pigeon");
+  mistaken.sync.set_timeout_seconds(5);
+  const absl::Status refused = MakeWeightPublisher(mistaken)->Publish(1, 1, first_.data(), {}).status();
+  EXPECT_NE(refused.message().find("\"carrier pigeon\" is not in this process; set it to one of gloo"),
+            absl::string_view::npos)
+      << refused;
+  listening->server->Shutdown(std::chrono::system_clock::now());
+}
+
+TEST_P(WeightSyncTest, ASourceRefusesForeignVersions) {
   LearnerEnd learner(config_);
   ASSERT_TRUE(learner->Publish(1, 1, first_.data(), {}).ok());
   const auto stub = v1::WeightSource::NewStub(MakeChannel(learner.address()));
@@ -278,6 +311,9 @@ TEST_F(WeightSyncTest, ASourceRefusesForeignVersions) {
   EXPECT_FALSE(reader->Read(&message));
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::FAILED_PRECONDITION);
 }
+
+INSTANTIATE_TEST_SUITE_P(Transport, WeightSyncTest, ::testing::Values("gloo", "nccl", "ipc"),
+                         [](const auto& info) { return info.param; });
 
 }  // namespace
 }  // namespace lockstep

@@ -35,6 +35,7 @@ struct Update {
   UpdateKey key;
   absl::Time deadline;
   std::string store_address;
+  std::string transport_name;
   v1::UpdateManifest manifest;
   std::unique_ptr<Shadow> shadow;
   std::shared_ptr<WeightTransport> transport;  // guarded by Receiver::mutex_
@@ -206,6 +207,7 @@ grpc::Status Receiver::Begin(grpc::ServerContext*, const v1::BeginUpdate* reques
   auto update = std::make_shared<Update>();
   update->key = KeyOf(*request);
   update->store_address = request->store_address();
+  update->transport_name = request->transport();
   ReceiverEvent event;
   event.kind = ReceiverEvent::Kind::kBegin;
   event.key = update->key;
@@ -221,11 +223,11 @@ grpc::Status Receiver::Begin(grpc::ServerContext*, const v1::BeginUpdate* reques
     if (!begin.prepared) vote->set_reason("the first Begin of this attempt is still being prepared");
     return grpc::Status::OK;
   }
-  absl::Status prepared = request->transport() == "gloo"
+  absl::Status prepared = options_.transports.count(request->transport()) > 0
                               ? Prepare(*update, request->manifest())
                               : absl::FailedPreconditionError(absl::StrCat(
-                                    "transport \"", request->transport().substr(0, 32),
-                                    "\" refused: this server was built with \"gloo\"; set weight_sync.transport"));
+                                    "transport \"", request->transport().substr(0, 32), "\" refused: this server has ",
+                                    TransportNames(options_.transports), "; set weight_sync.transport"));
   prepared = Apply(ReceiverEvent::Kind::kPrepared, update->key, prepared).answer;
   vote->set_ready(prepared.ok());
   if (!prepared.ok()) vote->set_reason(std::string(prepared.message()));
@@ -235,11 +237,8 @@ grpc::Status Receiver::Begin(grpc::ServerContext*, const v1::BeginUpdate* reques
 
 absl::Status Receiver::Join(Update& update, const v1::ReceiveBuckets& request) {
   const std::string address = update.store_address;
-  const std::string prefix = request.store_prefix();
   const std::shared_ptr<WeightTransport> transport =
-      MakeGlooTransport([address, prefix](absl::Duration timeout, std::function<bool()> cancelled) {
-        return MakeGrpcRendezvousStore(MakeChannel(address), {prefix, timeout, std::move(cancelled)});
-      });
+      options_.transports.at(update.transport_name)(MakeGrpcGroupTable(MakeChannel(address), request.store_prefix()));
   {
     MutexLock lock(&mutex_);
     if (update_.get() != &update) return absl::CancelledError("the update was dropped");
@@ -251,7 +250,7 @@ absl::Status Receiver::Join(Update& update, const v1::ReceiveBuckets& request) {
   group.rank = static_cast<int>(request.rank());
   group.size = static_cast<int>(request.world_size());
   group.route_to = address;
-  absl::Status joined = transport->Join(group, JoinDeadline(absl::Now(), update.deadline));
+  absl::Status joined = transport->Join(group, JoinDeadline(*transport, absl::Now(), update.deadline));
   if (!joined.ok()) return joined;
   return Fill(update, [&](uint64_t bucket, void* memory, uint64_t bytes) {
     if (FailpointFires("receiver.die")) raise(SIGKILL);

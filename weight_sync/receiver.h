@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "engine/model/model.h"
 #include "proto/weight_sync.grpc.pb.h"
+#include "weight_sync/transport.h"
 
 namespace lockstep {
 
@@ -25,6 +26,7 @@ struct WeightReceiverOptions {
   // (epoch, version) of the weights that the process started with; updates must be greater.
   uint64_t initial_epoch = 0;
   uint64_t initial_version = 0;
+  Transports transports = GlooOnly();
   MetricsRegistry* metrics = nullptr;  // outlives the receiver; may be null
 };
 

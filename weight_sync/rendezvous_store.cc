@@ -18,85 +18,57 @@ constexpr absl::Duration kPollPeriod = absl::Milliseconds(100);
 constexpr absl::Duration kGetSlice = absl::Milliseconds(500);
 constexpr absl::Duration kCallGrace = absl::Seconds(2);
 
-// What both stores share: prefix, one deadline over all calls, exceptions for Gloo.
-class DeadlineStore : public gloo::rendezvous::Store {
+class LocalGroupTable : public GroupTable {
  public:
-  explicit DeadlineStore(RendezvousOptions options)
-      : options_(std::move(options)), deadline_(absl::Now() + options_.timeout) {}
+  LocalGroupTable(std::shared_ptr<RendezvousTable> table, const std::string& prefix)
+      : table_(std::move(table)), prefix_(prefix + "/") {}
 
-  void set(const std::string& key, const std::vector<char>& data) override {
-    const absl::Status status = Set(absl::StrCat(options_.prefix, "/", key), std::string(data.begin(), data.end()));
-    if (!status.ok()) Throw("set", key, status);
+  absl::Status Set(const std::string& key, const std::string& value, absl::Time) override {
+    return table_->Set(prefix_ + key, value);
   }
-
-  std::vector<char> get(const std::string& key) override {
-    const std::string full_key = absl::StrCat(options_.prefix, "/", key);
+  absl::StatusOr<std::string> Get(const std::string& key, absl::Time deadline,
+                                  const std::function<bool()>& cancelled) override {
     while (true) {
-      if (options_.cancelled && options_.cancelled()) Throw("get", key, absl::CancelledError("closed"));
-      const absl::Duration left = deadline_ - absl::Now();
-      if (left <= absl::ZeroDuration()) {
-        Throw("get", key, absl::DeadlineExceededError("Timed out: the member has not joined"));
-      }
-      const absl::StatusOr<std::string> value = Get(full_key, std::min(left, kGetSlice));
-      if (value.ok()) return std::vector<char>(value->begin(), value->end());
-      if (!absl::IsDeadlineExceeded(value.status())) Throw("get", key, value.status());
+      absl::StatusOr<std::string> value = table_->Get(prefix_ + key, deadline - absl::Now(), cancelled);
+      if (value.ok() || !absl::IsDeadlineExceeded(value.status()) || absl::Now() >= deadline) return value;
     }
   }
-
-  void wait(const std::vector<std::string>& keys) override {
-    for (const std::string& key : keys) get(key);
-  }
-  void wait(const std::vector<std::string>& keys, const std::chrono::milliseconds&) override { wait(keys); }
-
- protected:
-  virtual absl::Status Set(const std::string& key, const std::string& value) = 0;
-  virtual absl::StatusOr<std::string> Get(const std::string& key, absl::Duration timeout) = 0;
-  absl::Time deadline() const { return deadline_; }
-  const RendezvousOptions& options() const { return options_; }
+  void Erase(const std::string& key) override { table_->Erase(prefix_ + key); }
 
  private:
-  [[noreturn]] void Throw(const char* operation, const std::string& key, const absl::Status& status) const {
-    throw gloo::IoException(absl::StrCat("rendezvous ", operation, " ", options_.prefix, "/", key, ": ",
-                                         status.message().empty() ? status.ToString() : std::string(status.message())));
-  }
-
-  const RendezvousOptions options_;
-  const absl::Time deadline_;
+  const std::shared_ptr<RendezvousTable> table_;
+  const std::string prefix_;
 };
 
-class LocalStore : public DeadlineStore {
+class GrpcGroupTable : public GroupTable {
  public:
-  LocalStore(std::shared_ptr<RendezvousTable> table, RendezvousOptions options)
-      : DeadlineStore(std::move(options)), table_(std::move(table)) {}
+  GrpcGroupTable(std::shared_ptr<grpc::Channel> channel, const std::string& prefix)
+      : stub_(v1::WeightSource::NewStub(channel)), prefix_(prefix + "/") {}
 
- protected:
-  absl::Status Set(const std::string& key, const std::string& value) override { return table_->Set(key, value); }
-  absl::StatusOr<std::string> Get(const std::string& key, absl::Duration timeout) override {
-    return table_->Get(key, timeout, options().cancelled);
-  }
-
- private:
-  std::shared_ptr<RendezvousTable> table_;
-};
-
-class GrpcStore : public DeadlineStore {
- public:
-  GrpcStore(std::shared_ptr<grpc::Channel> channel, RendezvousOptions options)
-      : DeadlineStore(std::move(options)), stub_(v1::WeightSource::NewStub(channel)) {}
-
- protected:
-  absl::Status Set(const std::string& key, const std::string& value) override {
+  absl::Status Set(const std::string& key, const std::string& value, absl::Time deadline) override {
     v1::StoreSetRequest request;
-    request.set_key(key);
+    request.set_key(prefix_ + key);
     request.set_value(value);
     v1::StoreSetResponse response;
     grpc::ClientContext context;
-    SetDeadline(context, std::max(0.0, absl::ToDoubleSeconds(deadline() - absl::Now())));
+    SetDeadline(context, std::max(0.0, absl::ToDoubleSeconds(deadline - absl::Now())));
     context.set_wait_for_ready(true);  // rank 0 may still be starting
     return ToAbslStatus(stub_->StoreSet(&context, request, &response));
   }
 
-  absl::StatusOr<std::string> Get(const std::string& key, absl::Duration timeout) override {
+  absl::StatusOr<std::string> Get(const std::string& key, absl::Time deadline,
+                                  const std::function<bool()>& cancelled) override {
+    while (true) {
+      if (cancelled && cancelled()) return absl::CancelledError("the wait was cancelled");
+      const absl::Duration left = std::max(deadline - absl::Now(), absl::ZeroDuration());
+      absl::StatusOr<std::string> value = GetSlice(prefix_ + key, std::min(left, kGetSlice));
+      if (value.ok() || !absl::IsDeadlineExceeded(value.status()) || left <= kGetSlice) return value;
+    }
+  }
+  void Erase(const std::string&) override {}
+
+ private:
+  absl::StatusOr<std::string> GetSlice(const std::string& key, absl::Duration timeout) {
     v1::StoreGetRequest request;
     request.set_key(key);
     request.set_timeout_ms(static_cast<uint64_t>(std::max<int64_t>(1, absl::ToInt64Milliseconds(timeout))));
@@ -108,8 +80,42 @@ class GrpcStore : public DeadlineStore {
     return std::move(*response.mutable_value());
   }
 
+  const std::unique_ptr<v1::WeightSource::Stub> stub_;
+  const std::string prefix_;
+};
+
+// A group's table for Gloo: one deadline over all calls, and exceptions.
+class GlooStore : public gloo::rendezvous::Store {
+ public:
+  GlooStore(std::shared_ptr<GroupTable> table, RendezvousOptions options)
+      : table_(std::move(table)), options_(std::move(options)), deadline_(absl::Now() + options_.timeout) {}
+
+  void set(const std::string& key, const std::vector<char>& data) override {
+    const absl::Status status = table_->Set(key, std::string(data.begin(), data.end()), deadline_);
+    if (!status.ok()) Throw("set", key, status);
+  }
+  std::vector<char> get(const std::string& key) override {
+    if (options_.cancelled && options_.cancelled()) Throw("get", key, absl::CancelledError("closed"));
+    const absl::StatusOr<std::string> value = table_->Get(key, deadline_, options_.cancelled);
+    if (value.ok()) return std::vector<char>(value->begin(), value->end());
+    Throw("get", key,
+          absl::IsDeadlineExceeded(value.status()) ? absl::DeadlineExceededError("Timed out: the member has not joined")
+                                                   : value.status());
+  }
+  void wait(const std::vector<std::string>& keys) override {
+    for (const std::string& key : keys) get(key);
+  }
+  void wait(const std::vector<std::string>& keys, const std::chrono::milliseconds&) override { wait(keys); }
+
  private:
-  std::unique_ptr<v1::WeightSource::Stub> stub_;
+  [[noreturn]] void Throw(const char* operation, const std::string& key, const absl::Status& status) const {
+    throw gloo::IoException(absl::StrCat("rendezvous ", operation, " ", options_.prefix, "/", key, ": ",
+                                         status.message().empty() ? status.ToString() : std::string(status.message())));
+  }
+
+  const std::shared_ptr<GroupTable> table_;
+  const RendezvousOptions options_;
+  const absl::Time deadline_;
 };
 
 }  // namespace
@@ -142,6 +148,11 @@ absl::StatusOr<std::string> RendezvousTable::Get(const std::string& key, absl::D
     if (now >= deadline) return absl::DeadlineExceededError(absl::StrCat("Timed out waiting for key ", key));
     changed_.WaitWithTimeout(&mutex_, std::min(deadline - now, kPollPeriod));
   }
+}
+
+void RendezvousTable::Erase(const std::string& key) {
+  MutexLock lock(&mutex_);
+  values_.erase(key);
 }
 
 void RendezvousTable::ErasePrefix(const std::string& prefix) {
@@ -177,14 +188,29 @@ grpc::Status RendezvousService::StoreGet(grpc::ServerContext* context, const v1:
   return grpc::Status::OK;
 }
 
+std::shared_ptr<GroupTable> MakeLocalGroupTable(std::shared_ptr<RendezvousTable> table, const std::string& prefix) {
+  return std::make_shared<LocalGroupTable>(std::move(table), prefix);
+}
+
+std::shared_ptr<GroupTable> MakeGrpcGroupTable(std::shared_ptr<grpc::Channel> channel, const std::string& prefix) {
+  return std::make_shared<GrpcGroupTable>(std::move(channel), prefix);
+}
+
 std::unique_ptr<gloo::rendezvous::Store> MakeGrpcRendezvousStore(std::shared_ptr<grpc::Channel> channel,
                                                                  RendezvousOptions options) {
-  return std::make_unique<GrpcStore>(std::move(channel), std::move(options));
+  std::shared_ptr<GroupTable> group = MakeGrpcGroupTable(std::move(channel), options.prefix);
+  return MakeRendezvousStore(std::move(group), std::move(options));
 }
 
 std::unique_ptr<gloo::rendezvous::Store> MakeLocalRendezvousStore(std::shared_ptr<RendezvousTable> table,
                                                                   RendezvousOptions options) {
-  return std::make_unique<LocalStore>(std::move(table), std::move(options));
+  std::shared_ptr<GroupTable> group = MakeLocalGroupTable(std::move(table), options.prefix);
+  return MakeRendezvousStore(std::move(group), std::move(options));
+}
+
+std::unique_ptr<gloo::rendezvous::Store> MakeRendezvousStore(std::shared_ptr<GroupTable> table,
+                                                             RendezvousOptions options) {
+  return std::make_unique<GlooStore>(std::move(table), std::move(options));
 }
 
 }  // namespace lockstep

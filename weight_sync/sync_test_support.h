@@ -2,8 +2,12 @@
 #ifndef LOCKSTEP_WEIGHT_SYNC_SYNC_TEST_SUPPORT_H_
 #define LOCKSTEP_WEIGHT_SYNC_SYNC_TEST_SUPPORT_H_
 
+#include <unistd.h>
+
+#include <atomic>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/base/check.h"
@@ -11,8 +15,11 @@
 #include "engine/base/metrics.h"
 #include "engine/base/mutex.h"
 #include "proto/channel.h"
+#include "weight_sync/device_emulation.h"
 #include "weight_sync/publisher.h"
 #include "weight_sync/receiver.h"
+#include "weight_sync/transport_ipc.h"
+#include "weight_sync/transport_nccl.h"
 #include "weight_sync/weight_store.h"
 
 namespace lockstep {
@@ -52,11 +59,31 @@ inline uint64_t ExpectedDigest(const ModelConfig& config, DType dtype, const std
   return WeightsDigest(weights);
 }
 
+// The transport by which the ends of a test meet, and what it is called: "gloo" by default; "nccl" and "ipc" over the
+// emulated device. Set before any end is made.
+inline std::string& TestTransport() {
+  static std::string name = "gloo";
+  return name;
+}
+// Of one end: a GPU of its own for NCCL, the same one for IPC.
+inline Transports EmulatedTransports() {
+  static std::atomic<int> number{0};
+  const auto own = MakeEmulatedDevice(absl::StrCat("gpu-", getpid(), "-", ++number));
+  const auto shared = MakeEmulatedDevice("gpu");
+  Transports transports = GlooOnly();
+  transports["nccl"] = [own](std::shared_ptr<GroupTable> table) { return MakeNcclTransport(own, std::move(table)); };
+  transports["ipc"] = [shared](std::shared_ptr<GroupTable> table) {
+    return MakeIpcTransport(shared, std::move(table));
+  };
+  return transports;
+}
+
 // The receiving end with a real gRPC server on loopback.
 class RolloutEnd {
  public:
   explicit RolloutEnd(const ModelConfig& config, DType dtype = DType::kF16, int port = 0) {
     WeightReceiverOptions options;
+    options.transports = EmulatedTransports();
     options.config = config;
     options.dtype = dtype;
     options.metrics = &metrics_;
@@ -115,7 +142,8 @@ class LearnerEnd {
     options.config = config;
     options.dtype = dtype;
     options.bucket_bytes = bucket_bytes;
-    options.sync.set_transport("gloo");
+    options.transports = EmulatedTransports();
+    options.sync.set_transport(TestTransport());
     options.sync.set_timeout_seconds(timeout_seconds);
     options.sync.set_in_flight("finish");
     options.metrics = &metrics_;

@@ -4,6 +4,7 @@
 //   test_node receiver             "address HOST:PORT", then "flip EPOCH VERSION DIGEST" at each commit
 //   test_node sender EPOCH VERSION SEED ADDRESS...    publishes once: "published" or "failed: STATUS"
 //
+// LOCKSTEP_TEST_TRANSPORT is its transport, "gloo" where it is not set; "nccl" and "ipc" are over the emulated device.
 // LOCKSTEP_FAILPOINTS makes its faults. It ends when its stdin is closed.
 #include <cstdio>
 #include <cstdlib>
@@ -28,6 +29,7 @@ void WaitForParent() {
 int RunReceiver() {
   WeightReceiverOptions options;
   options.config = SmallModel();
+  options.transports = EmulatedTransports();
   const auto service = MakeWeightReceiver(
       options, [](std::shared_ptr<const Weights> weights, const std::string&) -> absl::StatusOr<double> {
         Say(absl::StrCat("flip ", weights->epoch, " ", weights->version, " ", DigestHex(WeightsDigest(*weights))));
@@ -57,6 +59,7 @@ int RunSender(int argc, char** argv) {
 }  // namespace lockstep
 
 int main(int argc, char** argv) {
+  if (const char* transport = std::getenv("LOCKSTEP_TEST_TRANSPORT")) lockstep::TestTransport() = transport;
   const std::string role = argc > 1 ? argv[1] : "";
   if (role == "receiver") return lockstep::RunReceiver();
   if (role == "sender" && argc > 5) return lockstep::RunSender(argc, argv);

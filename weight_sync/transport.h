@@ -1,6 +1,9 @@
 // How a bucket's bytes get from the sender (rank 0) to the members of a group. Four calls, each with a deadline; each
-// fails by Status and never by hanging. NCCL fits behind the same four (non-blocking communicator, ncclCommAbort in
-// Close).
+// fails by Status and never by hanging.
+//
+//   "gloo"  TCP, host memory (transport_gloo.cc)
+//   "nccl"  GPUs of one or several machines, a GPU each (transport_nccl.h)
+//   "ipc"   learner and servers share one GPU (transport_ipc.h)
 //
 // One thread joins and then sends or receives; Close may come from any thread at any time, and makes the other calls
 // return CANCELLED soon. After any failure, or Close, the object is used up: form a new group under a new prefix.
@@ -9,15 +12,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
-
-namespace gloo::rendezvous {
-class Store;
-}  // namespace gloo::rendezvous
+#include "weight_sync/rendezvous_store.h"
 
 namespace lockstep {
 
@@ -27,9 +28,15 @@ struct TransportGroup {
   std::string route_to;  // "host:port" of a peer: tells which local address the others can reach
 };
 
+// For the connection of the group. A member that died before it joined is seen by this, or by its control call.
+inline constexpr absl::Duration kJoinTimeout = absl::Seconds(10);
+
 class WeightTransport {
  public:
   virtual ~WeightTransport() = default;
+
+  // How long Join may take where all goes well.
+  virtual absl::Duration join_timeout() const { return kJoinTimeout; }
 
   // Returns once every member is connected.
   virtual absl::Status Join(const TransportGroup& group, absl::Time deadline) = 0;
@@ -41,21 +48,22 @@ class WeightTransport {
   virtual void Close() = 0;
 };
 
-// The store is made by `make_store(timeout, cancelled)` at Join, so that its own waits end by Join's deadline and by
-// Close.
-using MakeStore =
-    std::function<std::unique_ptr<gloo::rendezvous::Store>(absl::Duration timeout, std::function<bool()> cancelled)>;
-std::unique_ptr<WeightTransport> MakeGlooTransport(MakeStore make_store);
+// A transport of a new group, whose members meet in the table. Its waits end by Join's deadline and by Close.
+using MakeTransport = std::function<std::unique_ptr<WeightTransport>(std::shared_ptr<GroupTable>)>;
+// What a process can do, by the names of weight_sync.transport.
+using Transports = std::map<std::string, MakeTransport>;
+std::string TransportNames(const Transports& transports);  // "gloo, nccl"
+
+std::unique_ptr<WeightTransport> MakeGlooTransport(std::shared_ptr<GroupTable> table);
+Transports GlooOnly();
 
 // When a bucket must be over: bytes at kExpectedBytesPerSecond with a safety factor, and a constant; never later than
 // the update's own deadline. A lost root is seen only by this (docs/weight_sync.md), so it is short.
 inline constexpr double kExpectedBytesPerSecond = 200e6;
 inline constexpr double kBucketSafety = 4;
 inline constexpr absl::Duration kBucketConstant = absl::Seconds(2);
-// For the connection of the group. A member that died before it joined is seen by this, or by its control call.
-inline constexpr absl::Duration kJoinTimeout = absl::Seconds(10);
 inline constexpr int kMaxGroupSize = 1024;
-absl::Time JoinDeadline(absl::Time now, absl::Time update_deadline);
+absl::Time JoinDeadline(const WeightTransport& transport, absl::Time now, absl::Time update_deadline);
 absl::Time BucketDeadline(uint64_t bytes, absl::Time now, absl::Time update_deadline);
 
 }  // namespace lockstep

@@ -16,6 +16,7 @@
 #include "engine/base/mutex.h"
 #include "weight_sync/failpoints.h"
 #include "weight_sync/gloo_group.h"
+#include "weight_sync/rendezvous_store.h"
 #include "weight_sync/transport.h"
 
 namespace lockstep {
@@ -27,13 +28,16 @@ std::chrono::milliseconds MillisecondsUntil(absl::Time deadline) {
 
 class GlooTransport : public WeightTransport {
  public:
-  explicit GlooTransport(MakeStore make_store) : make_store_(std::move(make_store)) {}
+  explicit GlooTransport(std::shared_ptr<GroupTable> table) : table_(std::move(table)) {}
   ~GlooTransport() override { Close(); }
 
   absl::Status Join(const TransportGroup& group, absl::Time deadline) override {
     // Half for the addresses of all members to come, half for the connections: Gloo counts them one after the other.
     const absl::Duration timeout = std::max((deadline - absl::Now()) / 2, absl::Milliseconds(1));
-    const std::unique_ptr<gloo::rendezvous::Store> store = make_store_(timeout, [this] { return closed_.load(); });
+    RendezvousOptions rendezvous;
+    rendezvous.timeout = timeout;
+    rendezvous.cancelled = [this] { return closed_.load(); };
+    const std::unique_ptr<gloo::rendezvous::Store> store = MakeRendezvousStore(table_, std::move(rendezvous));
     GlooGroupOptions options;
     options.rank = group.rank;
     options.size = group.size;
@@ -124,7 +128,7 @@ class GlooTransport : public WeightTransport {
     return true;
   }
 
-  const MakeStore make_store_;
+  const std::shared_ptr<GroupTable> table_;
   int rank_ = 0;
   int size_ = 1;
   std::atomic<bool> closed_{false};
@@ -135,12 +139,20 @@ class GlooTransport : public WeightTransport {
 
 }  // namespace
 
-std::unique_ptr<WeightTransport> MakeGlooTransport(MakeStore make_store) {
-  return std::make_unique<GlooTransport>(std::move(make_store));
+std::unique_ptr<WeightTransport> MakeGlooTransport(std::shared_ptr<GroupTable> table) {
+  return std::make_unique<GlooTransport>(std::move(table));
 }
 
-absl::Time JoinDeadline(absl::Time now, absl::Time update_deadline) {
-  return std::min(update_deadline, now + kJoinTimeout);
+Transports GlooOnly() { return {{"gloo", MakeGlooTransport}}; }
+
+std::string TransportNames(const Transports& transports) {
+  std::string names;
+  for (const auto& [name, make] : transports) absl::StrAppend(&names, names.empty() ? "" : ", ", name);
+  return names;
+}
+
+absl::Time JoinDeadline(const WeightTransport& transport, absl::Time now, absl::Time update_deadline) {
+  return std::min(update_deadline, now + transport.join_timeout());
 }
 
 absl::Time BucketDeadline(uint64_t bytes, absl::Time now, absl::Time update_deadline) {

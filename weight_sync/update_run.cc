@@ -14,7 +14,6 @@
 #include "engine/base/mutex.h"
 #include "proto/channel.h"
 #include "weight_sync/failpoints.h"
-#include "weight_sync/transport.h"
 
 namespace lockstep {
 namespace {
@@ -140,7 +139,7 @@ class Run {
   void Begin(const SenderAction& action) {
     auto call = MakeCall<v1::BeginUpdate, v1::Vote>(action);
     *call->request.mutable_manifest() = options_.snapshot->manifest;
-    call->request.set_transport("gloo");
+    call->request.set_transport(options_.transport_name);
     call->request.set_store_address(options_.source_address);
     call->request.set_timeout_ms(
         static_cast<uint64_t>(absl::ToInt64Milliseconds(state_.deadline - absl::Now() + kAbortGrace)));
@@ -159,10 +158,7 @@ class Run {
     Transfer transfer;
     transfer.prefix =
         absl::StrCat("weights/", action.key.id.epoch, "/", action.key.id.version, "/", action.key.attempt);
-    transfer.transport = MakeGlooTransport(
-        [store = options_.store, prefix = transfer.prefix](absl::Duration timeout, std::function<bool()> cancelled) {
-          return MakeLocalRendezvousStore(store, {prefix, timeout, std::move(cancelled)});
-        });
+    transfer.transport = options_.make_transport(MakeLocalGroupTable(options_.store, transfer.prefix));
     for (size_t i = 0; i < action.members.size(); ++i) Receive(action, i, transfer.prefix);
     TransportGroup group;
     group.size = static_cast<int>(action.members.size()) + 1;
@@ -190,7 +186,7 @@ class Run {
   }
 
   absl::Status Send(WeightTransport& transport, const TransportGroup& group, absl::Time deadline) {
-    absl::Status status = transport.Join(group, JoinDeadline(absl::Now(), deadline));
+    absl::Status status = transport.Join(group, JoinDeadline(transport, absl::Now(), deadline));
     const WeightSnapshot& snapshot = *options_.snapshot;
     for (size_t i = 0; i < snapshot.plan.buckets.size() && status.ok(); ++i) {
       if (FailpointFires("sender.die")) raise(SIGKILL);

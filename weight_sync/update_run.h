@@ -11,6 +11,7 @@
 #include "proto/weight_sync.grpc.pb.h"
 #include "weight_sync/publisher.h"
 #include "weight_sync/rendezvous_store.h"
+#include "weight_sync/transport.h"
 #include "weight_sync/update_machine.h"
 #include "weight_sync/weight_snapshot.h"
 
@@ -30,6 +31,8 @@ struct UpdateRunOptions {
   std::shared_ptr<RendezvousTable> store;
   std::string source_address;
   std::string in_flight;
+  std::string transport_name = "gloo";
+  MakeTransport make_transport = MakeGlooTransport;
   absl::Duration budget;
   uint32_t first_attempt = 1;  // kMaxAttempts numbers from here belong to this run
 };

@@ -1,10 +1,21 @@
-// The sizes that the matched contract (ops.h) fixes, for every backend. Plain constants: device code takes this header.
+// What every backend shares of the contract (ops.h): the sizes that matched numerics fix, and how attention is
+// described. Plain constants and values: device code takes this header.
 #ifndef LOCKSTEP_ENGINE_KERNELS_CONTRACT_H_
 #define LOCKSTEP_ENGINE_KERNELS_CONTRACT_H_
 
 #include <cstdint>
 
 namespace lockstep {
+
+// Whether an operation keeps the matched contract (ops.h) or chooses its own orders.
+enum class Numerics : uint8_t { kMatched = 0, kNative = 1 };
+
+struct AttentionShape {
+  int64_t num_heads = 0;     // H
+  int64_t num_kv_heads = 0;  // G, divides H
+  int64_t head_dim = 0;      // E
+  float scale = 0;           // usually 1/sqrt(E)
+};
 
 // Virtual lanes of a row's reduction: element i is summed in lane i mod 8, ascending; then ((0+4)+(2+6)) +
 // ((1+5)+(3+7)).

@@ -25,15 +25,6 @@
 
 namespace lockstep {
 
-enum class Numerics : uint8_t { kMatched = 0, kNative = 1 };
-
-struct AttentionShape {
-  int64_t num_heads = 0;     // H
-  int64_t num_kv_heads = 0;  // G, divides H
-  int64_t head_dim = 0;      // E
-  float scale = 0;           // usually 1/sqrt(E)
-};
-
 // One layer's KV cache: page p holds keys as [G][E][kPageTokens] and values as [G][kPageTokens][E].
 struct KvPages {
   DType dtype = DType::kF16;

@@ -2,7 +2,6 @@
 #ifndef LOCKSTEP_ENGINE_MODEL_DECODER_IMPL_H_
 #define LOCKSTEP_ENGINE_MODEL_DECODER_IMPL_H_
 
-#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -10,32 +9,9 @@
 #include "absl/functional/function_ref.h"
 #include "engine/model/decoder.h"
 #include "engine/model/routing.h"
+#include "engine/tensor/carver.h"
 
 namespace lockstep {
-
-// Carves tensors out of one block of memory, each on a cache line. With a null base it only counts bytes, so the size
-// of a block and its layout come from the same lines of code.
-class Carver {
- public:
-  explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
-
-  Tensor Take(DType dtype, int64_t rows, int64_t cols) {
-    constexpr size_t kAlignment = 64;
-    void* data = base_ == nullptr ? nullptr : base_ + used_;
-    used_ += (static_cast<size_t>(rows * cols) * DTypeSize(dtype) + kAlignment - 1) / kAlignment * kAlignment;
-    peak_ = std::max(peak_, used_);
-    return Tensor(data, dtype, rows, cols);
-  }
-  size_t Mark() const { return used_; }
-  // Gives everything taken since `mark` back: what comes next lies over it.
-  void Rewind(size_t mark) { used_ = mark; }
-  size_t bytes() const { return peak_; }
-
- private:
-  char* base_;
-  size_t used_ = 0;
-  size_t peak_ = 0;
-};
 
 // The tensors of a layer with experts, on P = T K slots: pairs of a token and one of its experts, sorted by expert and
 // within one by token. The first group is kept for the backward pass, the second is scratch.

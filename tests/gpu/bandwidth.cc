@@ -6,9 +6,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <string>
 #include <vector>
 
+#include "engine/kernels/cuda/attention.h"
 #include "engine/kernels/cuda/kernels.h"
+#include "engine/kernels/cuda/low_rank.h"
+#include "engine/kernels/cuda/moe.h"
 
 namespace lockstep::cuda {
 namespace {
@@ -61,6 +65,55 @@ void Row(const char* name, double bytes, const std::function<cudaError_t()>& cal
               bandwidth / copy_bandwidth * 100);
 }
 
+// Attention against two limits: decode by the bytes of keys and values that it reads, training by the operations of its
+// products (half of the scores, being causal), printed as TFLOP/s in place of a fraction.
+void MeasureAttention(Numerics numerics, const char* name) {
+  const AttentionShape shape = {32, 8, 128, 0.088f};
+  const DType half = DType::kF16;
+  const int64_t batch = 64, context = 4096, pages = batch * context / kPageTokens;
+  const int64_t wide = shape.num_heads * shape.head_dim, narrow = shape.num_kv_heads * shape.head_dim;
+  const auto upload = [](const std::vector<int32_t>& values) {
+    int32_t* data = static_cast<int32_t*>(Bytes(static_cast<int64_t>(values.size()) * 4));
+    Must(cudaMemcpy(data, values.data(), values.size() * 4, cudaMemcpyHostToDevice), "copy");
+    return data;
+  };
+  std::vector<int32_t> table(static_cast<size_t>(pages)), sequences(static_cast<size_t>(batch));
+  for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int32_t>(i * 7919 % table.size());
+  for (size_t i = 0; i < sequences.size(); ++i) sequences[i] = static_cast<int32_t>(i);
+  const std::vector<int32_t> last(static_cast<size_t>(batch), static_cast<int32_t>(context - 1));
+  const int64_t kv_bytes = 2 * batch * context * narrow;
+  const PagedView view = {
+      upload(table), context / kPageTokens, upload(sequences), upload(last), Bytes(kv_bytes), Bytes(kv_bytes), batch};
+  for (const int64_t rows : {int64_t{1}, int64_t{8}, batch}) {
+    PagedView some = view;
+    some.decode_rows = rows;
+    const Tensor q = Matrix(half, rows, wide), out = Matrix(half, rows, wide);
+    void* scratch = Bytes(AttentionPagedScratchBytes(shape, half, rows, context - 1, numerics) + 16);
+    char text[64];
+    std::snprintf(text, sizeof(text), "decode %d x 4096 %s", static_cast<int>(rows), name);
+    Row(text, 4.0 * static_cast<double>(rows * context * narrow),
+        [&] { return AttentionPaged(shape, q, some, context - 1, numerics, scratch, out, {}); });
+  }
+  const int64_t t = 16384, length = 4096;
+  const Tensor q = Matrix(half, t, wide), k = Matrix(half, t, narrow), v = Matrix(half, t, narrow),
+               out = Matrix(half, t, wide), lse = Matrix(DType::kF32, t, shape.num_heads),
+               d_out = Matrix(half, t, wide), d_q = Matrix(half, t, wide), d_k = Matrix(half, t, narrow),
+               d_v = Matrix(half, t, narrow);
+  const int32_t* cu = upload({0, 4096, 8192, 12288, 16384});
+  float* scratch = static_cast<float*>(Bytes(AttentionBackwardScratch(shape, t) * 4));
+  const double product = static_cast<double>(t) * static_cast<double>(length) * static_cast<double>(wide);
+  const auto flops = [&](const char* what, double operations, const std::function<cudaError_t()>& call) {
+    const double seconds = Seconds(call);
+    std::printf("%-28s %10.1f us %10.1f TFLOP/s\n", what, seconds * 1e6, operations / seconds * 1e-12);
+  };
+  flops((std::string("attention ") + name).c_str(), 2 * product,
+        [&] { return AttentionPacked(shape, q, k, v, cu, 4, length, numerics, out, lse, {}); });
+  flops((std::string("attention_backward ") + name).c_str(), 5 * product, [&] {
+    return AttentionPackedBackward(shape, d_out, q, k, v, out, lse, cu, 4, length, numerics, d_q, d_k, d_v, scratch,
+                                   {});
+  });
+}
+
 void Measure() {
   const int64_t t = 16384, d = 2048, f = 8192, heads = 32, kv_heads = 8, e = 64, vocabulary = 151936;
   const DType half = DType::kF16;
@@ -95,6 +148,28 @@ void Measure() {
     return RopeWriteKv({heads, kv_heads, e}, qkv, bias, index, index, table, q, keys, values, {});
   });
 
+  // 8 of 128 experts, as many slots as tokens above; the slots of a token lie apart.
+  const int64_t experts = 128, top_k = 8, moe_tokens = t / top_k;
+  const Tensor router = Matrix(DType::kF32, moe_tokens, experts), combined = Matrix(half, moe_tokens, d);
+  int32_t* chosen = static_cast<int32_t*>(Bytes(t * 4));
+  float *chosen_weights = static_cast<float*>(Bytes(t * 4)), *dots = static_cast<float*>(Bytes(t * 4));
+  int32_t *slots = static_cast<int32_t*>(Bytes(t * 4)), *slot_tokens = static_cast<int32_t*>(Bytes(t * 4));
+  int32_t* offsets = static_cast<int32_t*>(Bytes((experts + 1) * 4));
+  Row("route_top_k", size(router.rows * experts * 4 + t * 8),
+      [&] { return RouteTopK(router, top_k, true, chosen, chosen_weights, {}); });
+  Row("assign_slots", size(t * 20), [&] {
+    return AssignSlots(chosen, chosen_weights, moe_tokens, top_k, experts, slots, slot_tokens, dots, offsets, {});
+  });
+  Row("gather_rows", size((t + moe_tokens) * d * 2), [&] { return GatherRows(combined, slot_tokens, nullptr, x, {}); });
+  Row("combine_rows", size((t + 2 * moe_tokens) * d * 2),
+      [&] { return CombineRows(x, slots, top_k, chosen_weights, combined, combined, {}); });
+  Row("row_dots", 2.0 * size(t * f * 2), [&] { return RowDots(activated, activated, slots, t, dots, {}); });
+
+  const int64_t rank = 16;
+  const Tensor a = Matrix(DType::kF32, rank, d), b = Matrix(DType::kF32, d, rank);
+  float* products = static_cast<float*>(Bytes(LowRankScratch(t, rank) * 4));
+  Row("low_rank_backward", 4.0 * size(t * d * 2), [&] { return LowRankBackward(out, x, a, b, 1, a, b, products, {}); });
+
   const int64_t logit_rows = 512;
   const Tensor logits = Matrix(DType::kF32, logit_rows, vocabulary);
   const std::vector<float> ones(static_cast<size_t>(logit_rows), 1.0f);
@@ -126,6 +201,8 @@ void Measure() {
   StepControl* control = static_cast<StepControl*>(Bytes(sizeof(StepControl)));
   Row("grad_norm", size(n * 4), [&] { return GradNorm(grad, n, 1, 1, partial, control, {}); });
   Row("adamw", size(n * 30), [&] { return AdamW({.lr = 1e-3f}, control, param, m, v, grad, n, half, from, {}); });
+  MeasureAttention(Numerics::kMatched, "matched");
+  MeasureAttention(Numerics::kNative, "native");
 }
 
 }  // namespace

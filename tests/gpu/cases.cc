@@ -1,10 +1,13 @@
 // Every kernel on fixed inputs, one line a result: `name dtype digest first-values`. Compiled twice from this source:
 // for the CPU over the emulation (Bazel: //tests/gpu:cases_emulated, whose lines are golden.txt) and by nvcc for the
-// device (tests/gpu/run_all, which compares). Small shapes: compute-sanitizer runs it too.
+// device (tests/gpu/run_all, which compares). Small shapes: compute-sanitizer runs it too. A tensor core sums in its
+// own order, so what goes through one has no digest here but a yes or no: the device against itself, and within a
+// bound.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cinttypes>
 #include <cmath>
 #include <cstdio>
@@ -15,7 +18,12 @@
 
 #include "engine/base/philox.h"
 #include "engine/kernels/contract.h"
+#include "engine/kernels/cuda/attention.h"
+#include "engine/kernels/cuda/gemm.h"
 #include "engine/kernels/cuda/kernels.h"
+#include "engine/kernels/cuda/kv_pages.h"
+#include "engine/kernels/cuda/low_rank.h"
+#include "engine/kernels/cuda/moe.h"
 
 namespace lockstep::cuda {
 namespace {
@@ -95,7 +103,9 @@ struct DeviceMatrix {
   Memory memory;
   Tensor view;
   DeviceMatrix(DType dtype, int64_t rows, int64_t cols, uint64_t seed, float sigma = 1)
-      : memory(Encode(dtype, Values(rows * cols, seed, sigma))), view(memory.As<void>(), dtype, rows, cols) {}
+      : DeviceMatrix(dtype, rows, cols, Values(rows * cols, seed, sigma)) {}
+  DeviceMatrix(DType dtype, int64_t rows, int64_t cols, const std::vector<float>& values)
+      : memory(Encode(dtype, values)), view(memory.As<void>(), dtype, rows, cols) {}
 };
 
 const char* Name(DType dtype) {
@@ -186,6 +196,86 @@ void Activations(DType dtype) {
   Report("swiglu_backward", Name(dtype), gradient.memory);
 }
 
+// The experts that a router chose, recorded, taken back with one other, and their slots.
+void Routers() {
+  const int64_t tokens = 29, n = 60, k = 6;
+  const DeviceMatrix logits(DType::kF32, tokens, n, 1, 2), d_logits(DType::kF32, tokens, n, 2);
+  const Memory products(Values(tokens * k, 3)), experts(sizeof(int32_t) * tokens * k),
+      weights(sizeof(float) * tokens * k);
+  for (const bool normalize : {true, false}) {
+    const std::string kind = normalize ? "_normalized" : "";
+    Must(RouteTopK(logits.view, k, normalize, experts.As<int32_t>(), weights.As<float>(), {}), "route_top_k");
+    Report("route_top_k", "fp32", experts);
+    Report(("route_top_k_weights" + kind).c_str(), "fp32", weights);
+    Must(RouteTopKBackward(logits.view, experts.As<int32_t>(), k, normalize, products.As<float>(), d_logits.view, {}),
+         "route_top_k_backward");
+    Report(("route_top_k_backward" + kind).c_str(), "fp32", d_logits.memory);
+  }
+  const RoutingPlace place = {2 * k, k, 1};
+  const Memory record(std::vector<uint8_t>(2 * tokens * k)), counts(std::vector<int64_t>(2));
+  Must(RecordExperts(experts.As<int32_t>(), tokens, k, place, record.As<uint8_t>(), {}), "record_experts");
+  Report("record_experts", "fp32", record);
+  auto given = record.Read<uint8_t>();
+  uint8_t& last = given[2 * k - 1];  // of the first token: another one that is still the last
+  last = static_cast<uint8_t>(last + 1 < n ? last + 1 : last - 1);
+  const Memory device_given(given), has_given(std::vector<uint8_t>(tokens, 1));
+  Must(TakeGivenExperts(device_given.As<uint8_t>(), has_given.As<uint8_t>(), place, tokens, k, true,
+                        experts.As<int32_t>(), counts.As<RoutingCounts>(), {}),
+       "take_given_experts");
+  Report("take_given_experts", "fp32", experts);
+  Report("take_given_experts_counts", "fp32", counts);
+  Must(RouteGiven(logits.view, experts.As<int32_t>(), k, true, weights.As<float>(), {}), "route_given");
+  Report("route_given", "fp32", weights);
+  const Memory slots(sizeof(int32_t) * tokens * k), slot_tokens(sizeof(int32_t) * tokens * k),
+      slot_weights(sizeof(float) * tokens * k), offsets(sizeof(int32_t) * (n + 1));
+  Must(AssignSlots(experts.As<int32_t>(), weights.As<float>(), tokens, k, n, slots.As<int32_t>(),
+                   slot_tokens.As<int32_t>(), slot_weights.As<float>(), offsets.As<int32_t>(), {}),
+       "assign_slots");
+  Report("assign_slots", "fp32", slots);
+  Report("assign_slots_tokens", "fp32", slot_tokens);
+  Report("assign_slots_weights", "fp32", slot_weights);
+  Report("assign_slots_offsets", "fp32", offsets);
+}
+
+void SlotRows(DType dtype) {
+  const int64_t tokens = 12, k = 2, d = 133;
+  std::vector<int32_t> in_turn(tokens * k);  // slot -> token, token -> slots: 7 and 24 have no common divisor
+  for (size_t i = 0; i < in_turn.size(); ++i) in_turn[i] = static_cast<int32_t>(i * 7 % in_turn.size());
+  const Memory slots(in_turn), rows(Ids(tokens * k, tokens, 1)), scale(Values(tokens * k, 2)),
+      dots(sizeof(float) * tokens * k);
+  const DeviceMatrix x(dtype, tokens, d, 3), copied(dtype, tokens * k, d, 4), scaled(dtype, tokens * k, d, 5),
+      out(dtype, tokens, d, 6);
+  Must(GatherRows(x.view, rows.As<int32_t>(), nullptr, copied.view, {}), "gather_rows");
+  Report("gather_rows", Name(dtype), copied.memory);
+  Must(GatherRows(x.view, rows.As<int32_t>(), scale.As<float>(), scaled.view, {}), "gather_rows");
+  Report("gather_rows_scaled", Name(dtype), scaled.memory);
+  Must(CombineRows(copied.view, slots.As<int32_t>(), k, scale.As<float>(), x.view, out.view, {}), "combine_rows");
+  Report("combine_rows", Name(dtype), out.memory);
+  Must(RowDots(copied.view, scaled.view, slots.As<int32_t>(), tokens * k, dots.As<float>(), {}), "row_dots");
+  Report("row_dots", Name(dtype), dots);
+}
+
+void LowRanks(DType dtype) {
+  const int64_t tokens = 70, rank = 11, n = 40, k = 133;
+  const DeviceMatrix d_out(dtype, tokens, n, 1), x(dtype, tokens, k, 2), a(DType::kF32, rank, k, 3),
+      b(DType::kF32, n, rank, 4), d_a(DType::kF32, rank, k, 5), d_b(DType::kF32, n, rank, 6);
+  const Memory scratch(sizeof(float) * static_cast<size_t>(LowRankScratch(tokens, rank)));
+  Must(LowRankBackward(d_out.view, x.view, a.view, b.view, 0.375f, d_a.view, d_b.view, scratch.As<float>(), {}),
+       "low_rank_backward");
+  Report("low_rank_backward_a", Name(dtype), d_a.memory);
+  Report("low_rank_backward_b", Name(dtype), d_b.memory);
+}
+
+void KvPageCopies(DType dtype) {
+  const int64_t kv_heads = 2, e = 24, pages = 3, layers = 2, row = kv_heads * e * kPageTokens;
+  const DeviceMatrix cache(dtype, layers * 2 * pages, row, 1);  // [layer][keys, values][page]
+  const auto half = static_cast<int64_t>(DTypeSize(dtype)) * pages * row;
+  Must(CopyKvPage({dtype, kv_heads, e, pages, layers, 2 * half, cache.view.data, cache.view.As<char>() + half}, 2, 0, 7,
+                  {}),
+       "copy_kv_page");
+  Report("copy_kv_page", Name(dtype), cache.memory);
+}
+
 void Optimizers(DType dtype) {
   const int64_t n = 70001;
   const DeviceMatrix grad(DType::kF32, 1, n, 1, 50), param(DType::kF32, 1, n, 2), m(DType::kF32, 1, n, 3),
@@ -203,6 +293,80 @@ void Optimizers(DType dtype) {
   Report("adamw_m", Name(dtype), m.memory);
   Report("adamw_v", Name(dtype), v.memory);
   Report("adamw_copy", Name(dtype), copy.memory);
+}
+
+// Quarters up to 7/4: sums of some thousand products are exact in FP32 in any order, so tensor cores have to give the
+// bits that the emulation gives.
+std::vector<float> Coarse(int64_t n, uint64_t seed) {
+  std::vector<float> values = Values(n, seed);
+  for (float& value : values) value = std::rint(value * 2) / 4;
+  return values;
+}
+
+// Linear and its backward products, of matrices with and without 16-byte rows.
+void Gemms(DType dtype) {
+  const int64_t rows = 37, n = 72, k = 328;
+  const DeviceMatrix x(dtype, rows, k, Coarse(rows * k, 1)), w(dtype, n, k, Coarse(n * k, 2)),
+      bias(dtype, 1, n, Coarse(n, 3)), d_out(dtype, rows, n, Coarse(rows * n, 4));
+  for (const GemmTile tile : {GemmTile::kSkinny, GemmTile::k64, GemmTile::k128}) {
+    const auto gemm = MakeMatchedGemm(tile);
+    const int64_t name = static_cast<int64_t>(tile);
+    for (const int64_t from : {0, 3}) {
+      const Tensor part = x.view.Cols(from, k - 7), weight = w.view.Cols(from, k - 7);
+      const DeviceMatrix out(dtype, rows, n, 5), d_x(dtype, rows, k, 6), d_w(DType::kF32, n, k, 7),
+          d_bias(DType::kF32, 1, n, 8);
+      Must(gemm->Linear(part, weight, bias.view, out.view, out.view, {}), "linear");
+      Report(Sized("linear", name).c_str(), Name(dtype), out.memory);
+      Must(gemm->LinearBackwardInput(d_out.view, weight, d_x.view.Cols(from, k - 7), true, {}), "linear_d_x");
+      Report(Sized("linear_d_x", name).c_str(), Name(dtype), d_x.memory);
+      Must(gemm->LinearBackwardWeight(d_out.view, part, d_w.view.Cols(from, k - 7), d_bias.view, {}), "linear_d_w");
+      Report(Sized("linear_d_w", name).c_str(), Name(dtype), d_w.memory);
+      Report(Sized("linear_d_bias", name).c_str(), Name(dtype), d_bias.memory);
+    }
+  }
+}
+
+void ExpertGemms(DType dtype) {
+  const std::vector<int32_t> offsets = {0, 0, 3, 3, 31, 33};
+  const int64_t rows = 37, n = 40, k = 136, num_experts = 5;
+  const Memory device_offsets(offsets);
+  const ExpertRows experts = {device_offsets.As<int32_t>(), num_experts};
+  const DeviceMatrix x(dtype, rows, k, Coarse(rows * k, 1)), d_out(dtype, rows, n, Coarse(rows * n, 2)),
+      w(dtype, num_experts * n, k, Coarse(num_experts * n * k, 3));
+  const DeviceMatrix out(dtype, rows, n, 4), d_x(dtype, rows, k, 5), d_w(DType::kF32, num_experts * n, k, 6);
+  const auto gemm = MakeMatchedGemm();
+  Must(gemm->GroupedLinear(x.view, w.view, experts, out.view, {}), "experts");
+  Report("experts", Name(dtype), out.memory);
+  Must(gemm->GroupedLinearBackwardInput(d_out.view, w.view, experts, d_x.view, false, {}), "experts_d_x");
+  Report("experts_d_x", Name(dtype), d_x.memory);
+  Must(gemm->GroupedLinearBackwardWeight(d_out.view, x.view, experts, d_w.view, {}), "experts_d_w");
+  Report("experts_d_w", Name(dtype), d_w.memory);
+}
+
+// The matched contract where sums do round, and over magnitudes from 2^-14 to 2^9: the bytes of one row in every tile,
+// among other rows and alone. 1 for each that is equal; the bits themselves are the device's own.
+void GemmRows(DType dtype) {
+  const int64_t rows = 70, n = 136, k = 648;
+  std::vector<float> left = Values(rows * k, 1), right = Values(n * k, 2);
+  for (size_t i = 0; i < left.size(); ++i) left[i] = std::ldexp(left[i], static_cast<int>(i * 7 % 22) - 14);
+  for (size_t i = 0; i < right.size(); ++i) right[i] = std::ldexp(right[i], static_cast<int>(i * 5 % 22) - 14);
+  const DeviceMatrix x(dtype, rows, k, left), w(dtype, n, k, right), alone(DType::kF32, 1, n, 3);
+  Must(MakeMatchedGemm()->Linear(x.view.Rows(41, 1), w.view, {}, {}, alone.view, {}), "linear");
+  Must(cudaDeviceSynchronize(), "linear");
+  const auto expected = alone.memory.Read<float>();
+  std::vector<int32_t> equal;
+  for (const GemmTile tile : {GemmTile::kAutomatic, GemmTile::kSkinny, GemmTile::k64, GemmTile::k128}) {
+    for (const int64_t begin : {0, 30, 41}) {
+      const int64_t count = std::min<int64_t>(rows - begin, begin == 30 ? 12 : rows);
+      const DeviceMatrix out(DType::kF32, count, n, 4);
+      Must(MakeMatchedGemm(tile)->Linear(x.view.Rows(begin, count), w.view, {}, {}, out.view, {}), "linear");
+      Must(cudaDeviceSynchronize(), "linear");
+      const auto all = out.memory.Read<float>();
+      const float* row = all.data() + (41 - begin) * n;
+      equal.push_back(std::memcmp(row, expected.data(), static_cast<size_t>(n) * sizeof(float)) == 0 ? 1 : 0);
+    }
+  }
+  Report("linear_rows_equal", Name(dtype), Memory(equal));
 }
 
 void LogProbs() {
@@ -260,6 +424,154 @@ void Sampling() {
   Report("sample_top_tokens", "fp32", tokens);
 }
 
+std::vector<float> Decode(DType dtype, const std::vector<char>& bytes) {
+  std::vector<float> values(bytes.size() / DTypeSize(dtype));
+  for (size_t i = 0; i < values.size(); ++i) {
+    const char* at = bytes.data() + i * DTypeSize(dtype);
+    if (dtype == DType::kF32) std::memcpy(&values[i], at, 4);
+    if (dtype == DType::kF16) {
+      __half half;
+      std::memcpy(&half, at, 2);
+      values[i] = __half2float(half);
+    }
+    if (dtype == DType::kBF16) {
+      __nv_bfloat16 half;
+      std::memcpy(&half, at, 2);
+      values[i] = __bfloat162float(half);
+    }
+  }
+  return values;
+}
+
+void Answer(const char* name, const char* dtype, bool yes) {
+  std::printf("%s %s %s\n", name, dtype, yes ? "yes" : "no");
+}
+
+// One sequence, its packed attention and the gradients of it.
+struct AttentionCase {
+  DType dtype;
+  int64_t length;
+  AttentionShape shape = {6, 2, 32, 0.2f};
+  std::vector<char> q_bytes = Encoded(shape.num_heads, 1), k_bytes = Encoded(shape.num_kv_heads, 2),
+                    v_bytes = Encoded(shape.num_kv_heads, 3), d_bytes = Encoded(shape.num_heads, 4);
+  Memory q{q_bytes}, k{k_bytes}, v{v_bytes}, d_out{d_bytes};
+  Memory out{q_bytes.size()}, d_q{q_bytes.size()}, d_k{k_bytes.size()}, d_v{k_bytes.size()};
+  Memory lse{Floats()}, scratch{Floats()};
+  Memory cu_seqlens{std::vector<int32_t>{0, static_cast<int32_t>(length)}};
+
+  size_t Floats() const { return static_cast<size_t>(length * shape.num_heads) * sizeof(float); }
+  // Multiples of 1/8: every storage type has them, so that all see the same inputs.
+  std::vector<char> Encoded(int64_t heads, uint64_t seed) const {
+    std::vector<float> values = Values(length * heads * shape.head_dim, seed);
+    for (float& value : values) value = std::round(value * 8) / 8;
+    return Encode(dtype, values);
+  }
+  Tensor View(const Memory& memory, int64_t heads) const {
+    return Tensor(memory.As<void>(), dtype, length, heads * shape.head_dim);
+  }
+  Tensor Wide(const Memory& memory) const { return View(memory, shape.num_heads); }
+  Tensor Narrow(const Memory& memory) const { return View(memory, shape.num_kv_heads); }
+  Tensor Lse() const { return Tensor(lse.As<void>(), DType::kF32, length, shape.num_heads); }
+
+  void Packed() const {
+    Must(AttentionPacked(shape, Wide(q), Narrow(k), Narrow(v), cu_seqlens.As<int32_t>(), 1, length, Numerics::kMatched,
+                         Wide(out), Lse(), {}),
+         "attention_packed");
+  }
+  void Backward() const {
+    Must(AttentionPackedBackward(shape, Wide(d_out), Wide(q), Narrow(k), Narrow(v), Wide(out), Lse(),
+                                 cu_seqlens.As<int32_t>(), 1, length, Numerics::kMatched, Wide(d_q), Narrow(d_k),
+                                 Narrow(d_v), scratch.As<float>(), {}),
+         "attention_backward");
+  }
+  // The first `decode_rows` one by one, the others in tiles, from pages in descending order.
+  std::vector<char> Paged(int64_t decode_rows) const {
+    const int64_t pages = (length + kPageTokens - 1) / kPageTokens, e = shape.head_dim;
+    const size_t element = DTypeSize(dtype),
+                 page_bytes = static_cast<size_t>(shape.num_kv_heads * e * kPageTokens) * element;
+    std::vector<char> keys(static_cast<size_t>(pages) * page_bytes, '\xFF'), values = keys;
+    std::vector<int32_t> table(static_cast<size_t>(pages)), positions(static_cast<size_t>(length));
+    for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int32_t>(table.size() - 1 - i);
+    for (int64_t t = 0; t < length; ++t) {
+      positions[static_cast<size_t>(t)] = static_cast<int32_t>(t);
+      for (int64_t g = 0; g < shape.num_kv_heads; ++g) {
+        const int64_t block = (table[static_cast<size_t>(t / kPageTokens)] * shape.num_kv_heads + g) * e * kPageTokens;
+        for (int64_t i = 0; i < e; ++i) {
+          const size_t from = static_cast<size_t>((t * shape.num_kv_heads + g) * e + i) * element;
+          std::memcpy(&keys[static_cast<size_t>(block + i * kPageTokens + t % kPageTokens) * element], &k_bytes[from],
+                      element);
+          std::memcpy(&values[static_cast<size_t>(block + t % kPageTokens * e + i) * element], &v_bytes[from], element);
+        }
+      }
+    }
+    const Memory device_keys(keys), device_values(values), device_table(table), device_positions(positions),
+        sequences(std::vector<int32_t>(static_cast<size_t>(length), 0)), result(q_bytes.size());
+    const Memory split_scratch(
+        static_cast<size_t>(AttentionPagedScratchBytes(shape, dtype, decode_rows, length - 1, Numerics::kMatched)));
+    const PagedView view = {device_table.As<int32_t>(),
+                            pages,
+                            sequences.As<int32_t>(),
+                            device_positions.As<int32_t>(),
+                            device_keys.As<void>(),
+                            device_values.As<void>(),
+                            decode_rows};
+    Must(AttentionPaged(shape, Wide(q), view, length - 1, Numerics::kMatched, split_scratch.As<void>(), Wide(result),
+                        {}),
+         "attention_paged");
+    Must(cudaDeviceSynchronize(), "attention_paged");
+    return result.Read<char>();
+  }
+};
+
+// Within `bound` of the largest element.
+bool Near(DType dtype, const Memory& got, const Memory& truth, double bound) {
+  const std::vector<float> a = Decode(dtype, got.Read<char>()), b = truth.Read<float>();
+  double largest = 0, difference = 0;
+  for (size_t i = 0; i < b.size(); ++i) {
+    largest = std::max(largest, static_cast<double>(std::abs(b[i])));
+    difference = std::max(difference, std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i])));
+    if (std::isnan(a[i])) return false;
+  }
+  return difference <= bound * largest;
+}
+
+void Attentions(DType dtype) {
+  const AttentionCase small = {dtype, 45};
+  small.Packed();
+  small.Backward();
+  if (dtype == DType::kF32) {
+    Report("attention", Name(dtype), small.out);
+    Report("attention_lse", Name(dtype), small.lse);
+    Report("attention_d_q", Name(dtype), small.d_q);
+    Report("attention_d_k", Name(dtype), small.d_k);
+    Report("attention_d_v", Name(dtype), small.d_v);
+    Answer("attention_paged_is_packed", Name(dtype), small.Paged(45) == small.out.Read<char>());
+    return;
+  }
+  const AttentionCase truth = {DType::kF32, 45};
+  truth.Packed();
+  truth.Backward();
+  Must(cudaDeviceSynchronize(), "attention");
+  // Weights, score gradients and results are rounded to half a step each.
+  const double bound = 8 * (dtype == DType::kF16 ? 0x1p-11 : 0x1p-8);
+  Answer("attention_near_fp32", Name(dtype), Near(dtype, small.out, truth.out, bound));
+  Answer("attention_lse_near_fp32", Name(dtype), Near(DType::kF32, small.lse, truth.lse, 1e-5));
+  Answer("attention_d_q_near_fp32", Name(dtype), Near(dtype, small.d_q, truth.d_q, bound));
+  Answer("attention_d_k_near_fp32", Name(dtype), Near(dtype, small.d_k, truth.d_k, bound));
+  Answer("attention_d_v_near_fp32", Name(dtype), Near(dtype, small.d_v, truth.d_v, bound));
+  const std::vector<char> d_k = small.d_k.Read<char>();
+  small.Backward();
+  Must(cudaDeviceSynchronize(), "attention_backward");
+  Answer("attention_backward_repeats", Name(dtype), small.d_k.Read<char>() == d_k);
+  const AttentionCase large = {dtype, 290};  // more than one split
+  large.Packed();
+  Must(cudaDeviceSynchronize(), "attention_packed");
+  const std::vector<char> packed = large.out.Read<char>();
+  Answer("attention_tiles_are_packed", Name(dtype), large.Paged(0) == packed);
+  Answer("attention_mix_is_packed", Name(dtype), large.Paged(17) == packed);
+  Answer("attention_decode_is_packed", Name(dtype), large.Paged(290) == packed);
+}
+
 }  // namespace
 }  // namespace lockstep::cuda
 
@@ -270,8 +582,16 @@ int main() {
     cuda::Norms(dtype);
     cuda::Rotary(dtype);
     cuda::Activations(dtype);
+    cuda::SlotRows(dtype);
+    cuda::LowRanks(dtype);
+    cuda::KvPageCopies(dtype);
     cuda::Optimizers(dtype);
+    cuda::Attentions(dtype);
+    cuda::Gemms(dtype);
+    cuda::ExpertGemms(dtype);
+    cuda::GemmRows(dtype);
   }
+  cuda::Routers();
   cuda::LogProbs();
   cuda::Sampling();
   return 0;

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# The script that waits for a GPU machine decides right: equal results pass, one different result fails, no device is 77.
-# "nvcc" is a script that links what each case needs; the kernels are not compiled here.
+# The script that waits for a GPU machine decides right. In a checkout: equal results pass, one different result fails,
+# no device is 77; "nvcc" is a script that links what each case needs, the kernels are not compiled here. In a packed
+# folder, of the emulated programs: every part runs, its figures reach the page, one that fails does not stop the others.
 set -uo pipefail
-cases=$(realpath "$1")
+engine=$(realpath "$1") bench=$(realpath "$2") ipc=$(realpath "$3")
 here=$(dirname "$(realpath tests/gpu/run_all)")
+cases="cat $here/golden.txt"  # golden_test shows that it is what the cases print
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/cuda/bin"
@@ -23,23 +25,63 @@ NVCC
 chmod +x "$work/cuda/bin/nvcc"
 
 failed=0
-expect() {  # STATUS TEXT
-  local output status
-  output=$(CUDA_HOME=$work/cuda PATH=/usr/bin:/bin "$here/run_all" 2>&1)
+run=$here/run_all
+expect() {  # STATUS TEXT...
+  local wanted=$1 output status text
+  shift
+  output=$(cd "$work" && CUDA_HOME=$work/cuda PATH=/usr/bin:/bin "$run" $flags "$work/out" 2>&1)
   status=$?
-  if ((status != $1)) || [[ $output != *"$2"* ]]; then
-    echo "FAIL: exit $status, not $1 with '$2':"
-    echo "$output"
-    failed=1
-  fi
+  ((status == wanted)) || { echo "FAIL: exit $status, not $wanted:"; echo "$output"; failed=1; }
+  for text in "$@"; do
+    [[ $output == *"$text"* ]] || { echo "FAIL: no '$text' in:"; echo "$output"; failed=1; }
+  done
 }
+flags=
 export PROBE CASES
+total=$(wc -l < "$here/golden.txt")
 PROBE="echo found" CASES=$cases
-expect 0 "PASS results: $(wc -l < "$here/golden.txt") results, bit for bit"
+expect 0 "PASS results: $total results, bit for bit" "SKIP bench: needs the folder" "PASS kernels" "SKIP memcheck: no compute-sanitizer"
 CASES="$cases | sed 's/^swiglu fp16 ./swiglu fp16 z/'"
-expect 1 "FAIL results: 1 of"
+flags=--only=results,kernels
+expect 1 "FAIL results: exit code 1; results.log ends with: 1 of $total results differ" "PASS kernels" "1 passed, 1 failed, 0 skipped"
 CASES="exit 1"
 expect 1 "the cases did not run"
 PROBE="echo no CUDA device: none; exit 77"
 expect 77 "no CUDA device"
+flags=--only=nothing
+expect 1 "there is no part 'nothing'"
+
+# A packed folder.
+flags=
+mkdir -p "$work/packed/bin" "$work/packed/lib" "$work/sanitizer"
+cp -L "$here/run_all" "$here/golden.txt" "$here/peer_torch.py" "$here/end_to_end" "$work/packed"
+echo c0ffee > "$work/packed/commit"
+run=$work/packed/run_all
+program() {  # NAME LINES
+  printf '#!/bin/sh\n%s\n' "$2" > "$work/packed/bin/$1"
+  chmod +x "$work/packed/bin/$1"
+}
+program device_probe "echo 1 CUDA device, emulated"
+program cases "$cases"
+program engine_probe "exec $engine"
+program gemm_probe "echo no cuBLASLt: none here; exit 77"
+program bandwidth "echo 'copy 1 us 2 GB/s'"
+program bench "exec $bench --tiny \"\$@\""
+program ipc_switch "exec $ipc 1000000 1"
+program sync_probe "echo NCCL and IPC work"
+printf '#!/bin/sh\nwhile [ "$1" != env ]; do shift; done\nexec "$@"\n' > "$work/cuda/bin/compute-sanitizer"
+chmod +x "$work/cuda/bin/compute-sanitizer"
+expect 0 "- commit: c0ffee" "PASS results: $total" "PASS racecheck: $total" "PASS engine: the engine ran" "PASS engine_memcheck" \
+  "SKIP native: no cuBLASLt" "PASS sync: NCCL" "PASS ipc" "SKIP end_to_end_fp16: the services are not in this folder" "PASS kernels" "PASS bench"
+for text in "| results | PASS | $total" "### Decode of tiny, fp16" "| matched | 3 |" "### Training step of tiny" "### Weights to another process" \
+  "| 0.00 GB | 1 MiB |" "copy 1 us 2 GB/s" "- date: 20"; do
+  grep -qF -- "$text" "$work/out/results.md" || { echo "FAIL: no '$text' in:"; cat "$work/out/results.md"; failed=1; }
+done
+program sync_probe "echo it broke; exit 1"
+program engine_probe "sleep 60"
+export LOCKSTEP_PART_SECONDS=1
+flags=--only=sync,engine,native,kernels
+expect 1 "FAIL sync: exit code 1; sync.log ends with: it broke" "FAIL engine: not done within 1 s" "SKIP native" "PASS kernels" "1 passed, 2 failed, 1 skipped"
+echo 9.99 > "$work/packed/needs_glibc"
+expect 77 "need the C library 9.99"
 exit "$failed"

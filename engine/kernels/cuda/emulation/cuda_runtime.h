@@ -11,8 +11,8 @@
 // the same (contraction and IEEE division are a matter of flags); anything about time: coalescing, bank conflicts,
 // occupancy, registers; races between warps that run truly at once (an order of fibers is one interleaving at barriers
 // only), or memory order between them; shared memory that is read before it is written (it keeps what the last block
-// left); limits of a launch (shared memory, threads) beyond the checked ones; tensor cores and asynchronous copies,
-// which have no counterpart here.
+// left; dynamic shared memory starts each block as NaNs); limits of a launch (shared memory, threads) beyond the
+// checked ones; the sums inside of a tensor core (tensor_core.h takes another order).
 #ifndef LOCKSTEP_ENGINE_KERNELS_CUDA_EMULATION_CUDA_RUNTIME_H_
 #define LOCKSTEP_ENGINE_KERNELS_CUDA_EMULATION_CUDA_RUNTIME_H_
 
@@ -21,14 +21,17 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 
 #include "engine/kernels/cuda/emulation/fibers.h"
+#include "engine/kernels/cuda/emulation/runtime.h"
 
 #define __global__
 #define __device__
 #define __host__
 #define __shared__ static
 #define __restrict__ __restrict
+#define __launch_bounds__(...)
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -36,8 +39,21 @@ struct dim3 {
   dim3(unsigned x, unsigned y, unsigned z) : x(x), y(y), z(z) {}
 };
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 };
-using cudaStream_t = void*;
+// What a block can have on sm_90, and without asking for more by cudaFuncSetAttribute.
+inline constexpr size_t kEmulatedSharedMax = size_t{227} << 10, kEmulatedSharedDefault = size_t{48} << 10;
+alignas(128) inline unsigned char emulated_dynamic_shared[kEmulatedSharedMax];
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+inline std::map<const void*, size_t>& EmulatedSharedLimits() {
+  static std::map<const void*, size_t> limits;
+  return limits;
+}
+template <typename... Params>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Params...), cudaFuncAttribute, int value) {
+  if (value < 0 || static_cast<size_t>(value) > kEmulatedSharedMax) return cudaErrorInvalidValue;
+  EmulatedSharedLimits()[reinterpret_cast<const void*>(kernel)] = static_cast<size_t>(value);
+  return cudaSuccess;
+}
 
 inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -47,21 +63,31 @@ struct cudaLaunchConfig_t {
   cudaStream_t stream;
 };
 
-// Runs the grid to its end before it returns.
+// The work of a launch runs the grid to its end.
 template <typename... Params, typename... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args... args) {
   const dim3 grid = config->gridDim, block = config->blockDim;
   if (block.x == 0 || block.x > 1024 || block.y != 1 || block.z != 1 || grid.z != 1) return cudaErrorInvalidValue;
-  blockDim = block;
-  gridDim = grid;
-  const auto body = [&](unsigned block_index, unsigned thread) {
-    blockIdx = dim3(block_index % grid.x, block_index / grid.x, 0);
-    threadIdx = dim3(thread, 0, 0);
-    kernel(args...);
-  };
-  const auto resume = [](unsigned thread) { threadIdx = dim3(thread, 0, 0); };
-  lockstep::emulation::RunGrid(grid.x * grid.y, block.x, body, resume);
-  return cudaSuccess;
+  const auto limit = EmulatedSharedLimits().find(reinterpret_cast<const void*>(kernel));
+  const size_t shared = config->dynamicSmemBytes;
+  if (shared > (limit == EmulatedSharedLimits().end() ? kEmulatedSharedDefault : limit->second)) {
+    return cudaErrorInvalidValue;
+  }
+  return lockstep::emulation::Submit(config->stream, [=] {
+    blockDim = block;
+    gridDim = grid;
+    unsigned fresh_block = grid.x * grid.y;
+    const auto body = [&](unsigned block_index, unsigned thread) {
+      blockIdx = dim3(block_index % grid.x, block_index / grid.x, 0);
+      threadIdx = dim3(thread, 0, 0);
+      if (block_index != fresh_block) std::memset(emulated_dynamic_shared, 0xFF, shared);
+      fresh_block = block_index;
+      kernel(args...);
+    };
+    const auto resume = [](unsigned thread) { threadIdx = dim3(thread, 0, 0); };
+    lockstep::emulation::RunGrid(grid.x * grid.y, block.x, body, resume);
+    return cudaSuccess;
+  });
 }
 
 inline void __syncthreads() { lockstep::emulation::SyncBlock(); }
@@ -83,25 +109,7 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
 }
 
 inline unsigned __ballot_sync(unsigned mask, bool predicate) { return lockstep::emulation::Ballot(mask, predicate); }
+inline void __syncwarp(unsigned mask = 0xFFFFFFFFu) { lockstep::emulation::Ballot(mask, false); }
 inline int __popc(unsigned bits) { return std::popcount(bits); }
-
-// Memory of the "device" is the host's.
-enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
-inline cudaError_t cudaMalloc(void** pointer, size_t bytes) {
-  *pointer = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
-  return *pointer == nullptr && bytes > 0 ? cudaErrorMemoryAllocation : cudaSuccess;
-}
-inline cudaError_t cudaFree(void* pointer) {
-  std::free(pointer);
-  return cudaSuccess;
-}
-inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
-  if (bytes > 0) std::memcpy(to, from, bytes);
-  return cudaSuccess;
-}
-inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
-inline const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaSuccess ? "no error" : "the emulated runtime refused the call";
-}
 
 #endif  // LOCKSTEP_ENGINE_KERNELS_CUDA_EMULATION_CUDA_RUNTIME_H_

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cstring>
+#include <deque>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -38,6 +40,19 @@ struct Warp {
   std::array<Barrier, kWarp> barriers;
   std::array<unsigned, kWarp> masks = {};
   std::array<uint64_t, kWarp> values = {};
+  // Two sets, taken in turn: a lane may be one exchange ahead of another that still reads.
+  std::array<std::array<WarpWords, kWarp>, 2> words = {};
+  std::array<unsigned, kWarp> exchanges = {};
+};
+
+struct Copy {
+  void* to;
+  const void* from;
+
+  void Make() const {
+    if (from != nullptr) std::memcpy(to, from, 16);
+    if (from == nullptr) std::memset(to, 0, 16);
+  }
 };
 
 struct Fiber {
@@ -45,6 +60,8 @@ struct Fiber {
   std::unique_ptr<char[]> stack;
   void* tsan = nullptr;
   bool done = false;
+  std::vector<Copy> open;                // since the last commit
+  std::deque<std::vector<Copy>> groups;  // committed, oldest first
 };
 
 Order order_of_turns = Order::kAscending;
@@ -59,6 +76,8 @@ class Block {
   void SyncBlock() { Wait(barrier_, live_); }
   uint64_t Exchange(unsigned mask, uint64_t value, unsigned source);
   unsigned Ballot(unsigned mask, bool predicate);
+  const WarpWords* ExchangeWords(const WarpWords& words);
+  Fiber& Current() { return fibers_[current_]; }
 
  private:
   static void Enter(unsigned low, unsigned high);
@@ -82,6 +101,8 @@ class Block {
 };
 
 Block* running = nullptr;
+
+bool CopiesAreEarly() { return order_of_turns == Order::kDescending; }
 
 std::vector<unsigned> Turns(unsigned count, std::mt19937& random) {
   std::vector<unsigned> turns(count);
@@ -142,7 +163,11 @@ void Block::Yield() {
 }
 
 void Block::Finish() {
-  fibers_[current_].done = true;
+  Fiber& fiber = fibers_[current_];
+  const bool empty = std::all_of(fiber.groups.begin(), fiber.groups.end(), [](const auto& g) { return g.empty(); });
+  LOCKSTEP_CHECK(fiber.open.empty() && empty, "a thread ends with asynchronous copies on their way");
+  fiber.groups.clear();
+  fiber.done = true;
   --live_;
   ++progress_;
   // Those who wait at the block's barrier wait for one fewer.
@@ -196,6 +221,15 @@ unsigned Block::Ballot(unsigned mask, bool predicate) {
   return votes;
 }
 
+const WarpWords* Block::ExchangeWords(const WarpWords& words) {
+  Warp& warp = warps_[current_ / kWarp];
+  const unsigned lane = current_ % kWarp;
+  auto& set = warp.words[warp.exchanges[lane]++ % 2];
+  set[lane] = words;
+  WaitWarp(warp, 0xFFFFFFFFu);
+  return set.data();
+}
+
 }  // namespace
 
 void SetOrder(Order order) { order_of_turns = order; }
@@ -211,5 +245,26 @@ void RunGrid(unsigned blocks, unsigned threads, const std::function<void(unsigne
 void SyncBlock() { running->SyncBlock(); }
 uint64_t Exchange(unsigned mask, uint64_t value, unsigned source) { return running->Exchange(mask, value, source); }
 unsigned Ballot(unsigned mask, bool predicate) { return running->Ballot(mask, predicate); }
+const WarpWords* ExchangeWords(const WarpWords& words) { return running->ExchangeWords(words); }
+
+void CopyAsync(void* to, const void* from) {
+  running->Current().open.push_back({to, from});
+  if (CopiesAreEarly()) running->Current().open.back().Make();
+}
+
+void CommitCopies() {
+  Fiber& fiber = running->Current();
+  fiber.groups.push_back(std::move(fiber.open));
+  fiber.open.clear();
+}
+
+void WaitCopies(int left) {
+  Fiber& fiber = running->Current();
+  for (; fiber.groups.size() > static_cast<size_t>(left); fiber.groups.pop_front()) {
+    for (const Copy& copy : fiber.groups.front()) {
+      if (!CopiesAreEarly()) copy.Make();
+    }
+  }
+}
 
 }  // namespace lockstep::emulation

@@ -4,6 +4,7 @@
 #ifndef LOCKSTEP_ENGINE_KERNELS_CUDA_EMULATION_FIBERS_H_
 #define LOCKSTEP_ENGINE_KERNELS_CUDA_EMULATION_FIBERS_H_
 
+#include <array>
 #include <cstdint>
 #include <functional>
 
@@ -24,6 +25,17 @@ void SyncBlock();
 uint64_t Exchange(unsigned mask, uint64_t value, unsigned source);
 // Bits of the lanes of `mask` whose predicate holds.
 unsigned Ballot(unsigned mask, bool predicate);
+
+// What each lane of the warp gave to the same call, [32]; all lanes must come. Stays until the lane's next call.
+using WarpWords = std::array<uint32_t, 6>;
+const WarpWords* ExchangeWords(const WarpWords& words);
+
+// 16 bytes from `from` (null: zeros) to `to`, made when this thread waits for them and no earlier, so that a missing
+// wait shows; in the descending order of turns made at once, so that a place that is still read shows.
+void CopyAsync(void* to, const void* from);
+void CommitCopies();
+// Makes the copies of all groups but the `left` latest. A thread that ends with copies not made ends the process.
+void WaitCopies(int left);
 
 }  // namespace lockstep::emulation
 

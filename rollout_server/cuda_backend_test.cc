@@ -1,0 +1,233 @@
+// The engine over the device's backend, its kernels compiled for the CPU, against the engine over the CPU's: in FP32
+// under matched numerics the same tokens, log-probs and routing to the bit.
+#include "rollout_server/cuda_backend.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "engine/cuda/device_weights.h"
+#include "engine/cuda/serving.h"
+#include "rollout_server/batch_engine.h"
+#include "rollout_server/cpu_backend.h"
+#include "rollout_server/test_support.h"
+
+namespace lockstep {
+namespace {
+
+// Heads that the device's attention has kernels for.
+ModelConfig Fitting(ModelConfig config) {
+  config.num_heads = 2;
+  config.num_kv_heads = 1;
+  config.head_dim = 16;
+  return config;
+}
+
+std::shared_ptr<Weights> MakeWeights(const ModelConfig& config, DType dtype, uint64_t seed, uint64_t version = 0) {
+  auto weights = std::make_shared<Weights>(config, dtype);
+  std::vector<float> arena(static_cast<size_t>(weights->layout.total_size));
+  InitializeArena(config, seed, 0.25f, arena.data());
+  weights->SetFromArena(arena.data());
+  weights->version = version;
+  weights->epoch = version == 0 ? 0 : 1;
+  return weights;
+}
+
+struct Setting {
+  int64_t pages = 200;
+  int64_t rows = 8;
+  int64_t chunk = 24;
+};
+
+class CudaBackendTest : public ::testing::Test {
+ protected:
+  static DeviceBackendOptions OptionsOf(const Weights& weights, const Setting& setting) {
+    DeviceBackendOptions options;
+    options.config = weights.config;
+    options.dtype = weights.dtype;
+    options.max_decode_rows = setting.rows;
+    options.prefill_chunk_tokens = setting.chunk;
+    options.max_sequence_tokens = 128;
+    return options;
+  }
+  std::unique_ptr<BatchEngine> MakeEngine(bool on_device, std::shared_ptr<const Weights> weights,
+                                          const Setting& setting) {
+    std::unique_ptr<StepBackend> backend;
+    if (on_device) {
+      DeviceBackendOptions options = OptionsOf(*weights, setting);
+      options.kv_cache_mib = 1;
+      auto made = MakeCudaStepBackend(options, {.workspace = {}, .gemm = cuda::MakeMatchedGemm()});
+      EXPECT_TRUE(made.ok()) << made.status();
+      backend = *std::move(made);
+    } else {
+      backend = MakeCpuBackend(weights->config, weights->dtype, setting.pages, ops_.get());
+    }
+    EXPECT_TRUE(backend->Prepare(weights).ok());
+    return std::make_unique<BatchEngine>(
+        BatchEngineOptions{.limits = {.max_decode_rows = setting.rows, .prefill_chunk_tokens = setting.chunk}},
+        std::move(backend), std::move(weights), &metrics_);
+  }
+  // Groups of all kinds of transforms; `switched` (may be null) becomes current after a few steps.
+  Samples Run(bool on_device, const std::shared_ptr<const Weights>& weights, const Setting& setting,
+              const std::shared_ptr<const Weights>& switched = nullptr) {
+    auto engine = MakeEngine(on_device, weights, setting);
+    auto sink = std::make_shared<RecordingSink>();
+    for (uint64_t g = 1; g <= 5; ++g) {
+      v1::Group group = TinyGroup(g, 5 + 9 * static_cast<int64_t>(g), g == 4 ? 1 : 3, 10);
+      group.mutable_sampling()->set_temperature(g == 4 ? 0.0f : 0.8f);
+      if (g == 2) group.mutable_sampling()->set_top_k(7);
+      group.set_routing(weights->config.num_experts > 0 && g % 2 == 1);
+      engine->Submit(std::move(group), sink);
+    }
+    for (int step = 0; step < 7; ++step) EXPECT_TRUE(engine->Step());
+    if (switched != nullptr) {
+      EXPECT_TRUE(engine->SwitchWeights(switched, InFlight::kContinue).ok());
+    }
+    while (engine->Step()) {
+    }
+    EXPECT_TRUE(engine->status().ok()) << engine->status();
+    EXPECT_TRUE(engine->idle());
+    return sink->samples;
+  }
+  static void ExpectTheSame(const Samples& device, const Samples& cpu) {
+    ASSERT_EQ(device.size(), cpu.size());
+    EXPECT_EQ(device.finished(), cpu.finished());
+    for (const auto& [id, expected] : cpu.all()) {
+      const Received& got = device.at(id.first, id.second);
+      const std::string where = "group " + std::to_string(id.first) + " sample " + std::to_string(id.second);
+      EXPECT_EQ(got.tokens, expected.tokens) << where;
+      EXPECT_EQ(got.versions, expected.versions) << where;
+      EXPECT_EQ(got.prompt_routing, expected.prompt_routing) << where;
+      EXPECT_EQ(got.routing, expected.routing) << where;
+      if (id.first == 2) continue;  // top_k: the last bit of the log-prob (kernels.h)
+      EXPECT_EQ(got.log_probs, expected.log_probs) << where;
+    }
+  }
+
+  std::unique_ptr<Ops> ops_ = MakeCpuOps(Numerics::kMatched, 1);
+  MetricsRegistry registry_{"rollout"};
+  RolloutMetrics metrics_{&registry_};
+};
+
+TEST_F(CudaBackendTest, DrawsWhatTheCpuDraws) {
+  const auto weights = MakeWeights(Fitting(TinyConfig()), DType::kF32, 3);
+  ExpectTheSame(Run(true, weights, {}), Run(false, weights, {}));
+}
+
+TEST_F(CudaBackendTest, ChoosesTheExpertsThatTheCpuChooses) {
+  const auto weights = MakeWeights(Fitting(TinyMixtureConfig(4)), DType::kF32, 4);
+  ExpectTheSame(Run(true, weights, {}), Run(false, weights, {}));
+}
+
+TEST_F(CudaBackendTest, ASwitchInTheMiddleIsTheCpus) {
+  const ModelConfig config = Fitting(TinyConfig());
+  const auto weights = MakeWeights(config, DType::kF32, 5), next = MakeWeights(config, DType::kF32, 6, 1);
+  const Samples device = Run(true, weights, {}, next);
+  ExpectTheSame(device, Run(false, weights, {}, next));
+  EXPECT_EQ(device.at(1, 0).versions.back(), 1u);
+  EXPECT_EQ(device.at(1, 0).versions.front(), 0u);
+}
+
+TEST_F(CudaBackendTest, HalfPrecisionDoesNotDependOnTheBatch) {
+  const auto weights = MakeWeights(Fitting(TinyConfig()), DType::kF16, 7);
+  ExpectTheSame(Run(true, weights, {.rows = 3, .chunk = 5}), Run(true, weights, {}));
+}
+
+TEST_F(CudaBackendTest, MemoryOfASetThatNobodyHoldsGoesToTheNext) {
+  const ModelConfig config = Fitting(TinyConfig());
+  auto first = MakeWeights(config, DType::kF32, 8);
+  auto backend = MakeCudaStepBackend(OptionsOf(*first, {}), {.workspace = {}, .gemm = cuda::MakeMatchedGemm()});
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  ASSERT_TRUE((*backend)->Prepare(first).ok());
+  const size_t one = emulation::MemoryInUse();
+  ASSERT_TRUE((*backend)->Prepare(first).ok());
+  EXPECT_EQ(emulation::MemoryInUse(), one) << "a set is brought over once";
+  auto second = MakeWeights(config, DType::kF32, 9, 1);
+  ASSERT_TRUE((*backend)->Prepare(second).ok());
+  const size_t two = emulation::MemoryInUse();
+  EXPECT_GT(two, one);
+  first.reset();
+  ASSERT_TRUE((*backend)->Prepare(MakeWeights(config, DType::kF32, 10, 2)).ok());
+  EXPECT_EQ(emulation::MemoryInUse(), two);
+}
+
+TEST_F(CudaBackendTest, TakesWhatThePlanSays) {
+  const ModelConfig config = Fitting(TinyMixtureConfig(4));
+  const auto weights = MakeWeights(config, DType::kF16, 8);
+  const cuda::ServingShape shape = {.config = config,
+                                    .dtype = DType::kF16,
+                                    .max_decode_rows = 8,
+                                    .prefill_chunk_tokens = 24,
+                                    .max_sequence_tokens = 128};
+  const auto pages = cuda::ServingPages(shape, 1, 0);
+  ASSERT_TRUE(pages.ok()) << pages.status();
+  const size_t before = emulation::MemoryInUse();
+  const auto engine = MakeEngine(/*on_device=*/true, weights, {});
+  const size_t made = emulation::MemoryInUse() - before;
+  EXPECT_EQ(made, cuda::ServingScratchBytes(shape) + cuda::DeviceWeights::Bytes(config, DType::kF16) +
+                      static_cast<size_t>(*pages) * cuda::DeviceKv::BytesPerPage(config, DType::kF16));
+  auto sink = std::make_shared<RecordingSink>();
+  for (uint64_t g = 1; g <= 4; ++g) {
+    v1::Group group = TinyGroup(g, 30, 3, 10);
+    group.set_routing(true);
+    engine->Submit(std::move(group), sink);
+  }
+  while (engine->Step()) {
+  }
+  EXPECT_TRUE(engine->status().ok()) << engine->status();
+  EXPECT_GT(emulation::MemoryInUse() - before, made) << "steps have inputs";
+  EXPECT_LE(emulation::MemoryInUse() - before, made + cuda::ServingStepBytes(shape, /*routing=*/true));
+}
+
+TEST_F(CudaBackendTest, LogitsThatAreNotFiniteEndTheirSampleAndNobodyElse) {
+  const ModelConfig config = Fitting(TinyConfig());
+  auto weights = std::make_shared<Weights>(config, DType::kF32);
+  std::vector<float> arena(static_cast<size_t>(weights->layout.total_size));
+  InitializeArena(config, 11, 0.25f, arena.data());
+  constexpr int32_t kPoison = 96;
+  for (int64_t i = 0; i < config.hidden_size; ++i) {
+    arena[static_cast<size_t>(kPoison * config.hidden_size + i)] = std::nanf("");
+  }
+  weights->SetFromArena(arena.data());
+  auto engine = MakeEngine(true, weights, {});
+  auto sink = std::make_shared<RecordingSink>();
+  for (uint64_t g = 1; g <= 3; ++g) {
+    v1::Group group = TinyGroup(g, 10, 2, 5);
+    for (int i = 0; i < 10; ++i) group.set_prompt_token_ids(i, i + 1);
+    if (g == 1) group.set_prompt_token_ids(4, kPoison);
+    if (g == 3) {
+      group.set_prompt_token_ids(4, kPoison);
+      group.mutable_sampling()->set_temperature(0);
+    }
+    engine->Submit(std::move(group), sink);
+  }
+  while (engine->Step()) {
+  }
+  for (const uint64_t g : {1, 3}) {
+    for (uint32_t s = 0; s < 2; ++s) {
+      EXPECT_EQ(sink->samples.at(g, s).finish_reason, v1::FINISH_REASON_NONFINITE) << g;
+      EXPECT_TRUE(sink->samples.at(g, s).tokens.empty()) << g;
+    }
+  }
+  EXPECT_EQ(sink->samples.at(2, 0).finish_reason, v1::FINISH_REASON_LENGTH);
+}
+
+TEST_F(CudaBackendTest, WhatDoesNotFitIsOneLine) {
+  const auto weights = MakeWeights(Fitting(TinyConfig()), DType::kF32, 12);
+  const DeviceBackendOptions options = OptionsOf(*weights, {});
+  emulation::SetMemoryLimit(emulation::MemoryInUse() + 100'000);
+  const auto backend = MakeCudaStepBackend(options, {.workspace = {}, .gemm = cuda::MakeMatchedGemm()});
+  emulation::SetMemoryLimit(std::numeric_limits<size_t>::max());
+  ASSERT_FALSE(backend.ok());
+  EXPECT_EQ(backend.status().code(), absl::StatusCode::kResourceExhausted) << backend.status();
+}
+
+TEST_F(CudaBackendTest, AHeadSizeWithoutKernelIsRefused) {
+  const auto weights = MakeWeights(TinyConfig(), DType::kF32, 13);  // head_dim 8
+  const auto backend = MakeCudaStepBackend(OptionsOf(*weights, {}), {.workspace = {}, .gemm = cuda::MakeMatchedGemm()});
+  EXPECT_EQ(backend.status().code(), absl::StatusCode::kInvalidArgument) << backend.status();
+}
+
+}  // namespace
+}  // namespace lockstep

@@ -1,0 +1,7 @@
+#include "tests/gpu/bench/native_gemm.h"
+
+namespace lockstep::cuda {
+
+absl::StatusOr<std::unique_ptr<DeviceGemm>> MakeBenchNativeGemm() { return MakeMatchedGemm(); }
+
+}  // namespace lockstep::cuda

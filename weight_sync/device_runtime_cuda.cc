@@ -1,0 +1,167 @@
+#include <cuda_runtime.h>
+
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "weight_sync/device_runtime.h"
+
+namespace lockstep {
+namespace {
+
+absl::Status FromCuda(const char* function, cudaError_t error) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  const std::string text = absl::StrCat(function, ": ", cudaGetErrorString(error));
+  (void)cudaGetLastError();  // an error that is reported here is not to show in a later launch
+  return error == cudaErrorMemoryAllocation ? absl::ResourceExhaustedError(text) : absl::InternalError(text);
+}
+
+class CudaRuntime : public DeviceRuntime {
+ public:
+  CudaRuntime(int device, std::string bus_id) : device_(device), bus_id_(std::move(bus_id)) {}
+
+  absl::Status Bind() override { return FromCuda("cudaSetDevice", cudaSetDevice(device_)); }
+  std::string bus_id() const override { return bus_id_; }
+
+  absl::StatusOr<void*> Allocate(uint64_t bytes) override {
+    absl::Status status = Bind();
+    if (!status.ok()) return status;
+    void* memory = nullptr;
+    status = FromCuda("cudaMalloc", cudaMalloc(&memory, bytes));
+    if (!status.ok()) return absl::Status(status.code(), absl::StrCat(status.message(), " (", bytes, " bytes)"));
+    return memory;
+  }
+  void Free(void* memory) override { (void)cudaFree(memory); }
+  bool IsDeviceMemory(const void* memory) const override {
+    cudaPointerAttributes attributes;
+    if (cudaPointerGetAttributes(&attributes, memory) != cudaSuccess) {
+      (void)cudaGetLastError();
+      return false;
+    }
+    return attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+  }
+
+  absl::StatusOr<void*> MakeStream() override {
+    absl::Status status = Bind();
+    if (!status.ok()) return status;
+    cudaStream_t stream = nullptr;
+    // Not ordered behind the legacy stream: decoding and training go on beside it.
+    status = FromCuda("cudaStreamCreateWithFlags", cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    if (!status.ok()) return status;
+    return static_cast<void*>(stream);
+  }
+  void FreeStream(void* stream) override { (void)cudaStreamDestroy(static_cast<cudaStream_t>(stream)); }
+  absl::Status Copy(void* to, const void* from, uint64_t bytes, void* stream) override {
+    absl::Status status = Bind();
+    if (!status.ok()) return status;
+    return FromCuda("cudaMemcpyAsync",
+                    cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, static_cast<cudaStream_t>(stream)));
+  }
+  absl::StatusOr<bool> StreamDone(void* stream) override {
+    return Done("cudaStreamQuery", cudaStreamQuery(static_cast<cudaStream_t>(stream)));
+  }
+
+  absl::StatusOr<void*> MakeEvent() override {
+    absl::Status status = Bind();
+    if (!status.ok()) return status;
+    cudaEvent_t event = nullptr;
+    status = FromCuda("cudaEventCreateWithFlags",
+                      cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventInterprocess));
+    if (!status.ok()) return status;
+    return static_cast<void*>(event);
+  }
+  void FreeEvent(void* event) override { (void)cudaEventDestroy(static_cast<cudaEvent_t>(event)); }
+  absl::Status Record(void* event, void* stream) override {
+    absl::Status status = Bind();
+    if (!status.ok()) return status;
+    return FromCuda("cudaEventRecord",
+                    cudaEventRecord(static_cast<cudaEvent_t>(event), static_cast<cudaStream_t>(stream)));
+  }
+  absl::StatusOr<bool> EventDone(void* event) override {
+    return Done("cudaEventQuery", cudaEventQuery(static_cast<cudaEvent_t>(event)));
+  }
+
+  absl::StatusOr<std::string> ExportMemory(void* memory) override {
+    absl::Status status = Bind();
+    if (!status.ok()) return status;
+    cudaIpcMemHandle_t handle;
+    status = FromCuda("cudaIpcGetMemHandle", cudaIpcGetMemHandle(&handle, memory));
+    if (!status.ok()) return status;
+    return std::string(reinterpret_cast<const char*>(&handle), sizeof(handle));
+  }
+  absl::StatusOr<std::string> ExportEvent(void* event) override {
+    absl::Status status = Bind();
+    if (!status.ok()) return status;
+    cudaIpcEventHandle_t handle;
+    status = FromCuda("cudaIpcGetEventHandle", cudaIpcGetEventHandle(&handle, static_cast<cudaEvent_t>(event)));
+    if (!status.ok()) return status;
+    return std::string(reinterpret_cast<const char*>(&handle), sizeof(handle));
+  }
+  absl::StatusOr<void*> OpenMemory(const std::string& bytes) override {
+    cudaIpcMemHandle_t handle;
+    absl::Status status = Parse(bytes, &handle, sizeof(handle));
+    if (!status.ok()) return status;
+    void* memory = nullptr;
+    status = FromCuda("cudaIpcOpenMemHandle", cudaIpcOpenMemHandle(&memory, handle, cudaIpcMemLazyEnablePeerAccess));
+    if (!status.ok()) return status;
+    return memory;
+  }
+  void CloseMemory(void* memory) override { (void)cudaIpcCloseMemHandle(memory); }
+  absl::StatusOr<void*> OpenEvent(const std::string& bytes) override {
+    cudaIpcEventHandle_t handle;
+    absl::Status status = Parse(bytes, &handle, sizeof(handle));
+    if (!status.ok()) return status;
+    cudaEvent_t event = nullptr;
+    status = FromCuda("cudaIpcOpenEventHandle", cudaIpcOpenEventHandle(&event, handle));
+    if (!status.ok()) return status;
+    return static_cast<void*>(event);
+  }
+
+ private:
+  static absl::StatusOr<bool> Done(const char* function, cudaError_t error) {
+    if (error == cudaErrorNotReady) {
+      (void)cudaGetLastError();
+      return false;
+    }
+    const absl::Status status = FromCuda(function, error);
+    if (!status.ok()) return status;
+    return true;
+  }
+  absl::Status Parse(const std::string& bytes, void* handle, size_t size) {
+    if (bytes.size() != size) {
+      return absl::InvalidArgumentError(absl::StrCat("a device handle has ", size, " bytes, not ", bytes.size()));
+    }
+    std::memcpy(handle, bytes.data(), size);
+    return Bind();
+  }
+
+  const int device_;
+  const std::string bus_id_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<DeviceRuntime>> MakeCudaRuntime(int device) {
+  int count = 0;
+  const cudaError_t found = cudaGetDeviceCount(&count);
+  if (found != cudaSuccess || count == 0) {
+    (void)cudaGetLastError();
+    return absl::UnavailableError(
+        absl::StrCat("no CUDA device: ", found == cudaSuccess ? "none found" : cudaGetErrorString(found)));
+  }
+  if (device < 0 || device >= count) {
+    return absl::UnavailableError(absl::StrCat("no CUDA device ", device, ": this machine has ", count));
+  }
+  char bus_id[32] = "";
+  const absl::Status status = FromCuda("cudaDeviceGetPCIBusId", cudaDeviceGetPCIBusId(bus_id, sizeof(bus_id), device));
+  if (!status.ok()) return status;
+  return std::make_shared<CudaRuntime>(device, bus_id);
+}
+
+absl::StatusOr<std::shared_ptr<DeviceRuntime>> MakeCudaRuntimeOfProcess(int process) {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0) return MakeCudaRuntime(process % count);
+  (void)cudaGetLastError();
+  return MakeCudaRuntime(0);  // says why there is none
+}
+
+}  // namespace lockstep

@@ -1,0 +1,43 @@
+#include "weight_sync/process_transports.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "weight_sync/comm_device.h"
+#include "weight_sync/transport_ipc.h"
+#include "weight_sync/transport_nccl.h"
+
+namespace lockstep {
+namespace {
+
+absl::Status CannotHave(const std::string& name, const absl::Status& why) {
+  return absl::UnavailableError(absl::StrCat("weight_sync.transport \"", name, "\" cannot be used here: ",
+                                             std::string(why.message()), "; or set it to \"gloo\""));
+}
+
+}  // namespace
+
+absl::StatusOr<Transports> ProcessTransports(const std::string& name, int process) {
+  Transports transports = GlooOnly();
+  if (name.empty() || name == "gloo") return transports;
+  if (name != "nccl" && name != "ipc") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("weight_sync.transport \"", name, "\" is unknown; use one of gloo, nccl, ipc"));
+  }
+  const absl::StatusOr<std::shared_ptr<DeviceRuntime>> runtime = MakeCudaRuntimeOfProcess(process);
+  if (!runtime.ok()) return CannotHave(name, runtime.status());
+  if (name == "ipc") {
+    transports["ipc"] = [device = std::make_shared<CommDevice>(*runtime, nullptr)](std::shared_ptr<GroupTable> table) {
+      return MakeIpcTransport(device, std::move(table));
+    };
+    return transports;
+  }
+  absl::StatusOr<std::shared_ptr<NcclApi>> nccl = LoadNccl();
+  if (!nccl.ok()) return CannotHave(name, nccl.status());
+  transports["nccl"] = [device = std::make_shared<CommDevice>(*runtime, *nccl)](std::shared_ptr<GroupTable> table) {
+    return MakeNcclTransport(device, std::move(table));
+  };
+  return transports;
+}
+
+}  // namespace lockstep
