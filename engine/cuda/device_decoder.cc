@@ -1,6 +1,5 @@
 #include "engine/cuda/device_decoder.h"
 
-#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,26 +14,9 @@ DeviceDecoder::Impl::Impl(const ModelConfig& config, DType dtype, Numerics numer
     : config(config),
       dtype(dtype),
       numerics(numerics),
-      attention_shape{.num_heads = config.num_heads,
-                      .num_kv_heads = config.num_kv_heads,
-                      .head_dim = config.head_dim,
-                      .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_dim)))},
-      routing_shape(config) {
-  for (int64_t layer = 0, experts = 0; layer < config.num_layers; ++layer) {
-    expert_layer.push_back(experts);
-    experts += config.HasExperts(layer) ? 1 : 0;
-  }
-}
-
-QkvViews DeviceDecoder::Impl::SplitQkv(const Tensor& qkv) const {
-  const int64_t query = config.num_heads * config.head_dim, kv = config.num_kv_heads * config.head_dim;
-  return {.q = qkv.Cols(0, query), .k = qkv.Cols(query, kv), .v = qkv.Cols(query + kv, kv)};
-}
-
-QkvViews DeviceDecoder::Impl::AttentionInputs(const LayerTensors& tensors) const {
-  const int64_t query = config.num_heads * config.head_dim, kv = config.num_kv_heads * config.head_dim;
-  return {.q = tensors.qk.Cols(0, query), .k = tensors.qk.Cols(query, kv), .v = tensors.qkv.Cols(query + kv, kv)};
-}
+      attention_shape(AttentionShapeOf(config)),
+      routing_shape(config),
+      expert_layer(ExpertLayersBelow(config)) {}
 
 Tensor DeviceDecoder::Impl::RopeTable() const {
   return Tensor(cos_sin.data(), DType::kF32, config.max_position_embeddings, config.head_dim);
@@ -52,7 +34,7 @@ void DeviceDecoder::Impl::RunLayer(Calls& run, const DeviceWeights& all_weights,
   const DeviceLayerWeights& w = all_weights.layer(layer);
   const LayerTensors& t = tensors;
   const float eps = config.rms_norm_eps;
-  const QkvViews projected = SplitQkv(t.qkv), qkv = AttentionInputs(t);
+  const QkvViews projected = SplitQkv(config, t.qkv), qkv = AttentionInputs(config, t);
 
   run(RmsNorm(t.input, {}, w.input_norm, eps, {}, t.normed, t.input_rstd, stream), "attention's norm");
   run(gemm->Linear(t.normed, w.qkv, w.qkv_bias, /*residual=*/{}, t.qkv, stream), "the QKV projection");

@@ -139,7 +139,7 @@ void DeviceDecoder::Impl::BackwardAttention(Calls& run, const DeviceWeights& wei
   const ParamLayout::LayerParams& at = weights.layout().params.layers[static_cast<size_t>(layer)];
   const LayerTensors& t = training.layers[static_cast<size_t>(layer)];
   const int64_t E = config.head_dim;
-  const QkvViews qkv = AttentionInputs(t), d_qkv = SplitQkv(training.d_qkv);
+  const QkvViews qkv = AttentionInputs(config, t), d_qkv = SplitQkv(config, training.d_qkv);
   WeightGradient(run, gradients, at.o, training.d_stream, t.attention);
   run(gemm->LinearBackwardInput(training.d_stream, w.o, training.d_attention, /*accumulate=*/false, stream),
       "gradient of attention's output");
@@ -150,7 +150,7 @@ void DeviceDecoder::Impl::BackwardAttention(Calls& run, const DeviceWeights& wei
   run(Rope(d_qkv.q, config.num_heads, E, packed.positions, RopeTable(), /*backward=*/true, stream), "rotation back");
   run(Rope(d_qkv.k, config.num_kv_heads, E, packed.positions, RopeTable(), /*backward=*/true, stream), "rotation back");
   if (config.qk_norm) {
-    const QkvViews projected = SplitQkv(t.qkv);
+    const QkvViews projected = SplitQkv(config, t.qkv);
     run(RmsNormBackward(d_qkv.q, projected.q, w.q_norm, t.q_rstd, /*d_residual=*/{}, d_qkv.q, gradients.Of(at.q_norm),
                         training.norm_scratch, stream),
         "gradient of the norm of queries");

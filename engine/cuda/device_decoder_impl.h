@@ -1,5 +1,5 @@
-// Private to the device's decoder: what one forward call holds, and the layer that paged and packed forward share. The
-// names and lifetimes are those of engine/model/decoder_impl.h.
+// Private to the device's decoder: what one forward call holds besides engine/model/layer_tensors.h, and the layer that
+// paged and packed forward share. The names and lifetimes are those of engine/model/decoder_impl.h.
 #ifndef LOCKSTEP_ENGINE_CUDA_DEVICE_DECODER_IMPL_H_
 #define LOCKSTEP_ENGINE_CUDA_DEVICE_DECODER_IMPL_H_
 
@@ -13,6 +13,7 @@
 #include "engine/cuda/input_block.h"
 #include "engine/kernels/cuda/attention.h"
 #include "engine/kernels/cuda/moe.h"
+#include "engine/model/layer_tensors.h"
 #include "engine/model/routing.h"
 #include "engine/tensor/carver.h"
 
@@ -20,21 +21,7 @@ namespace lockstep::cuda {
 
 inline constexpr size_t kDeviceAlignment = 256;
 
-// A layer with experts, on P = T K slots. The first group is kept for the backward pass, the second is scratch.
-struct ExpertTensors {
-  Tensor router_logits;            // [T, N] FP32
-  int32_t* experts = nullptr;      // [T, K]; with recompute too every layer has its own
-  float* weights = nullptr;        // [T, K]
-  int32_t* slots = nullptr;        // [T, K]
-  int32_t* slot_tokens = nullptr;  // [P]
-  float* slot_weights = nullptr;   // [P]
-  int32_t* offsets = nullptr;      // [N + 1]
-  Tensor gate_up;                  // [P, 2M]
-
-  Tensor rows;       // [P, D] what the experts read; in the forward pass then what they wrote
-  Tensor activated;  // [P, M]
-};
-
+// The gradients of ExpertTensors (whose `experts` every layer has for itself, with recompute too).
 struct ExpertGradients {
   Tensor d_rows;              // [P, D]
   Tensor d_activated;         // [P, M]
@@ -42,31 +29,6 @@ struct ExpertGradients {
   Tensor d_router_logits;     // [T, N] FP32
   Tensor d_router_stored;     // [T, N] in the storage dtype, in which it is multiplied
   float* products = nullptr;  // [T, K]
-};
-
-// The tensors of one layer on T tokens: the first group is kept for every layer (with recompute, for one at a time),
-// the second is scratch.
-struct LayerTensors {
-  Tensor input;                 // [T, D] residual stream
-  Tensor qkv;                   // [T, (H + 2G) E]; q and k rotated where qk is not a tensor of its own
-  Tensor qk;                    // [T, (H + G) E] q and k normed and rotated; without q/k norms a view of qkv
-  Tensor attention;             // [T, H E]
-  Tensor lse;                   // [T, H] FP32, packed only
-  Tensor middle;                // [T, D] residual stream after attention
-  Tensor gate_up;               // [T, 2F], of a layer without experts
-  ExpertTensors experts;        // of a layer with experts
-  Tensor output;                // [T, D] residual stream
-  float* input_rstd = nullptr;  // [T], packed only
-  float* post_rstd = nullptr;   // [T], packed only
-  float* q_rstd = nullptr;      // [T, H] and [T, G], packed with q/k norms only
-  float* k_rstd = nullptr;
-
-  Tensor normed;     // [T, D]
-  Tensor activated;  // [T, F]
-};
-
-struct QkvViews {
-  Tensor q, k, v;
 };
 
 // A packed batch on the device, valid from ForwardPacked to its Backward.
@@ -107,8 +69,6 @@ struct GradientSink {
   }
 };
 
-enum class LayerExtent { kThroughGateUp, kThroughOutput };
-
 // Rotates q and k and fills tensors.attention.
 using AttendFn = absl::FunctionRef<void(const QkvViews& qkv, const LayerTensors& tensors)>;
 
@@ -148,8 +108,6 @@ struct DeviceDecoder::Impl {
   LayerTensors CarvePaged(int64_t rows, Carver& carver) const;
   int64_t PagedScratchBytes(const PagedLimits& limits) const;
   void CheckWeights(const DeviceWeights& weights) const;
-  QkvViews SplitQkv(const Tensor& qkv) const;
-  QkvViews AttentionInputs(const LayerTensors& tensors) const;
   Tensor RopeTable() const;
 
   // device_decoder_packed.cc

@@ -1,6 +1,5 @@
 #include "engine/model/decoder.h"
 
-#include <cmath>
 #include <cstring>
 
 #include "engine/base/check.h"
@@ -32,28 +31,12 @@ Decoder::Impl::Impl(const ModelConfig& config, DType dtype, Ops* ops)
     : config(config),
       dtype(dtype),
       ops(ops),
-      attention_shape{.num_heads = config.num_heads,
-                      .num_kv_heads = config.num_kv_heads,
-                      .head_dim = config.head_dim,
-                      .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_dim)))},
+      attention_shape(AttentionShapeOf(config)),
       cos_sin(config.max_position_embeddings * config.head_dim * sizeof(float)),
       routing_shape(config),
+      expert_layer(ExpertLayersBelow(config)),
       given_experts(static_cast<size_t>(config.experts_per_token)) {
-  for (int64_t layer = 0, experts = 0; layer < config.num_layers; ++layer) {
-    expert_layer.push_back(experts);
-    experts += config.HasExperts(layer) ? 1 : 0;
-  }
   FillRotaryTable(config, cos_sin.As<float>());
-}
-
-QkvViews Decoder::Impl::SplitQkv(const Tensor& qkv) const {
-  const int64_t query = config.num_heads * config.head_dim, kv = config.num_kv_heads * config.head_dim;
-  return {.q = qkv.Cols(0, query), .k = qkv.Cols(query, kv), .v = qkv.Cols(query + kv, kv)};
-}
-
-QkvViews Decoder::Impl::AttentionInputs(const LayerTensors& tensors) const {
-  const int64_t query = config.num_heads * config.head_dim, kv = config.num_kv_heads * config.head_dim;
-  return {.q = tensors.qk.Cols(0, query), .k = tensors.qk.Cols(query, kv), .v = tensors.qkv.Cols(query + kv, kv)};
 }
 
 Tensor Decoder::Impl::RopeTable() const {
@@ -81,7 +64,7 @@ void Decoder::Impl::RunLayer(const Weights& all_weights, int64_t layer, const La
   const LayerWeights& weights = all_weights.layers[layer];
   const LayerTensors& t = tensors;
   const int64_t D = config.hidden_size, E = config.head_dim;
-  const QkvViews projected = SplitQkv(t.qkv), qkv = AttentionInputs(t);
+  const QkvViews projected = SplitQkv(config, t.qkv), qkv = AttentionInputs(config, t);
 
   ops->RmsNorm(t.input, Vector(weights.input_norm, D), config.rms_norm_eps, t.normed, t.input_rstd);
   ops->Linear(t.normed, weights.qkv, Vector(weights.qkv_bias, config.qkv_rows()), /*residual=*/{}, t.qkv);

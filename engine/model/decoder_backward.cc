@@ -164,7 +164,7 @@ void Decoder::Impl::BackwardLayer(const Weights& weights, int64_t layer, std::sp
                        gradients.Of(at.post_norm));
 
   // x += o(attention(rope(q), rope(k), v))
-  const QkvViews qkv = AttentionInputs(t), d_qkv = SplitQkv(training.d_qkv);
+  const QkvViews qkv = AttentionInputs(config, t), d_qkv = SplitQkv(config, training.d_qkv);
   gradients.Weight(*ops, at.o, d_stream, t.attention);
   ops->LinearBackwardInput(d_stream, w.o, training.d_attention, /*accumulate=*/false);
   ops->AttentionPackedBackward(attention_shape, training.d_attention, qkv.q, qkv.k, qkv.v, t.attention, t.lse,
@@ -172,7 +172,7 @@ void Decoder::Impl::BackwardLayer(const Weights& weights, int64_t layer, std::sp
   ops->Rope(d_qkv.q, config.num_heads, E, positions, RopeTable(), /*backward=*/true);
   ops->Rope(d_qkv.k, config.num_kv_heads, E, positions, RopeTable(), /*backward=*/true);
   if (config.qk_norm) {
-    const QkvViews projected = SplitQkv(t.qkv);
+    const QkvViews projected = SplitQkv(config, t.qkv);
     ops->RmsNormBackward(d_qkv.q, projected.q, Vector(w.q_norm, E), t.q_rstd, /*d_residual=*/{}, d_qkv.q,
                          gradients.Of(at.q_norm));
     ops->RmsNormBackward(d_qkv.k, projected.k, Vector(w.k_norm, E), t.k_rstd, /*d_residual=*/{}, d_qkv.k,

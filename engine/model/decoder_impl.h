@@ -8,28 +8,13 @@
 
 #include "absl/functional/function_ref.h"
 #include "engine/model/decoder.h"
+#include "engine/model/layer_tensors.h"
 #include "engine/model/routing.h"
 #include "engine/tensor/carver.h"
 
 namespace lockstep {
 
-// The tensors of a layer with experts, on P = T K slots: pairs of a token and one of its experts, sorted by expert and
-// within one by token. The first group is kept for the backward pass, the second is scratch.
-struct ExpertTensors {
-  Tensor router_logits;            // [T, N] FP32
-  int32_t* experts = nullptr;      // [T, K]
-  float* weights = nullptr;        // [T, K]
-  int32_t* slots = nullptr;        // [T, K] slot of each pair
-  int32_t* slot_tokens = nullptr;  // [P] token of each slot
-  float* slot_weights = nullptr;   // [P]
-  int32_t* offsets = nullptr;      // [N + 1] expert e has slots [offsets[e], offsets[e + 1])
-  Tensor gate_up;                  // [P, 2M]
-
-  Tensor rows;       // [P, D] what the experts read; in the forward pass then what they wrote
-  Tensor activated;  // [P, M]
-};
-
-// Their gradients.
+// The gradients of ExpertTensors.
 struct ExpertGradients {
   Tensor d_rows;              // [P, D]
   Tensor d_activated;         // [P, M]
@@ -37,32 +22,6 @@ struct ExpertGradients {
   Tensor d_router_logits;     // [T, N] FP32
   float* dots = nullptr;      // [P]
   float* products = nullptr;  // [T, K]
-};
-
-// The tensors of one layer on T tokens. Training keeps those of the first group for every layer (or, with recompute,
-// for one layer at a time); the second group is scratch that the backward pass computes again, since it is cheap.
-struct LayerTensors {
-  Tensor input;                 // [T, D] residual stream
-  Tensor qkv;                   // [T, (H + 2G) E]; q and k rotated where qk is not a tensor of its own
-  Tensor qk;                    // [T, (H + G) E] q and k normed and rotated; without q/k norms a view of qkv
-  Tensor attention;             // [T, H E]
-  Tensor lse;                   // [T, H] FP32, packed only
-  Tensor middle;                // [T, D] residual stream after attention
-  Tensor gate_up;               // [T, 2F], of a layer without experts
-  ExpertTensors experts;        // of a layer with experts
-  Tensor output;                // [T, D] residual stream
-  float* input_rstd = nullptr;  // [T], packed only
-  float* post_rstd = nullptr;   // [T], packed only
-  float* q_rstd = nullptr;      // [T, H] and [T, G], packed with q/k norms only
-  float* k_rstd = nullptr;
-
-  Tensor normed;     // [T, D]
-  Tensor activated;  // [T, F]
-};
-
-// Column views of a fused [T, (H + 2G) E] tensor (q and k possibly of another).
-struct QkvViews {
-  Tensor q, k, v;
 };
 
 // Where a backward pass puts its gradients: those of all parameters into an arena, or those of low-rank updates alone.
@@ -93,9 +52,6 @@ struct RouterCall {
   RoutingTrace* trace = nullptr;  // its counts alone
 };
 
-// How much of a layer to run: the backward pass of a recomputed layer does not need the layer's output.
-enum class LayerExtent { kThroughGateUp, kThroughOutput };
-
 using AttendFn = absl::FunctionRef<void(const QkvViews& qkv, const LayerTensors& tensors)>;
 
 struct Decoder::Impl {
@@ -123,9 +79,6 @@ struct Decoder::Impl {
   void BackwardMlp(const Weights& weights, int64_t layer, const GradientSink& gradients);
   void BackwardExperts(const Weights& weights, int64_t layer, const GradientSink& gradients);
 
-  QkvViews SplitQkv(const Tensor& qkv) const;
-  // What attention sees: q and k of tensors.qk, v of tensors.qkv.
-  QkvViews AttentionInputs(const LayerTensors& tensors) const;
   Tensor RopeTable() const;
   // [1, cols] view of a norm weight or bias; null-data when the buffer is empty.
   Tensor Vector(const Buffer& buffer, int64_t cols) const;
