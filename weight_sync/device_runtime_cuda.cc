@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "engine/cuda/errors/device_check.h"
 #include "weight_sync/device_runtime.h"
 
 namespace lockstep {
@@ -158,10 +159,7 @@ absl::StatusOr<std::shared_ptr<DeviceRuntime>> MakeCudaRuntime(int device) {
 }
 
 absl::StatusOr<std::shared_ptr<DeviceRuntime>> MakeCudaRuntimeOfProcess(int process) {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0) return MakeCudaRuntime(process % count);
-  (void)cudaGetLastError();
-  return MakeCudaRuntime(0);  // says why there is none
+  return MakeCudaRuntime(cuda::DeviceOfProcess(process));
 }
 
 }  // namespace lockstep
