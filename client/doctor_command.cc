@@ -15,6 +15,7 @@
 #include "client/commands.h"
 #include "client/config.h"
 #include "client/memory_check.h"
+#include "client/path_search.h"
 #include "client/temporary_folder.h"
 
 namespace lockstep {
@@ -72,14 +73,6 @@ void CheckMemoryAndDisk(Report& report) {
   }
 }
 
-bool OnPath(const std::string& program) {
-  std::stringstream path(std::getenv("PATH") == nullptr ? "" : std::getenv("PATH"));
-  for (std::string folder; std::getline(path, folder, ':');) {
-    if (access((folder + "/" + program).c_str(), X_OK) == 0) return true;
-  }
-  return false;
-}
-
 void CheckPrograms(Report& report) {
   for (const char* name : {"lockstep_rollout_server", "lockstep_learner", "lockstep_tokenize", "lockstep_score",
                            "lockstep_grade", "lockstep_make_model", "lockstep_mismatch"}) {
@@ -91,7 +84,7 @@ void CheckPrograms(Report& report) {
     }
   }
   const auto optional = [&report](const std::string& name, const std::string& way_out) {
-    if (OnPath(name)) {
+    if (FindOnPath(name).has_value()) {
       report.Good(name, "found");
     } else {
       report.Note(name, way_out);

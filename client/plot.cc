@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -14,10 +13,10 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "client/child.h"
+#include "client/path_search.h"
 #include "client/temporary_folder.h"
 
 namespace lockstep {
@@ -161,12 +160,7 @@ std::string Limit(const std::optional<double>& limit) {
 }
 
 absl::StatusOr<std::string> FindGnuplot() {
-  const char* path = std::getenv("PATH");
-  for (absl::string_view folder : absl::StrSplit(path == nullptr ? "/usr/bin:/bin" : path, ':')) {
-    const std::string file = absl::StrCat(folder.empty() ? "." : folder, "/gnuplot");
-    std::error_code error;
-    if (std::filesystem::is_regular_file(file, error) && access(file.c_str(), X_OK) == 0) return file;
-  }
+  if (std::optional<std::string> file = FindOnPath("gnuplot"); file.has_value()) return *std::move(file);
   return absl::NotFoundError(
       "gnuplot, which draws the plots, is not on the PATH; install the Debian package gnuplot-nox "
       "(deploy/install_deps.sh does)");
