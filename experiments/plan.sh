@@ -9,18 +9,17 @@ stress_lr=3e-4  # three times the others'
 lora_lr=4e-3    # 40 times, as in the paper's scripts (4e-5 against 1e-6)
 recompute_steps=12
 long_responses="rollout.max_tokens=490"
-many_updates=16
 # NAME:what differs from `sequence`. Samples of up to four steps ago with mu as the old policy; errors of logits doubled
 # (a temperature of 0.5) and an entropy that is higher from the start (1.3); four times the updates from one batch; twice
 # the learning rate; the last three together. (Without a bound on the gradient norm the runs are those of `sequence`: the
 # bound is 1, and the norm stays below 0.3.)
-search=( # @: many_updates
+search=(
   "stale:algorithm.max_staleness=4 algorithm.old_log_prob=rollout"
   "sharp:rollout.temperature=0.5"
   "hot:rollout.temperature=1.3"
-  "updates16:trainer.updates_per_step=@"
+  "updates16:trainer.updates_per_step=16"
   "lr2:learner.lr=2e-4"
-  "harsh:rollout.temperature=1.3 trainer.updates_per_step=@ learner.lr=2e-4"
+  "harsh:rollout.temperature=1.3 trainer.updates_per_step=16 learner.lr=2e-4"
 )
 
 algorithms=(grpo grpo_token_tis grpo_seq_mis gspo pg_seq_is)
@@ -71,14 +70,14 @@ plan() {
     updates) # 16 updates from one batch, where the search found the precisions to differ; shares its runs
       for pair in "bf16 bf16" "bf16 fp32" "fp16 fp16" "fp32 fp32"; do
         # shellcheck disable=SC2086
-        echo "search-updates16-${pair/ /-} sequence $(dtypes $pair) $(algorithm grpo) $long_responses trainer.updates_per_step=$many_updates"
+        echo "search-updates16-${pair/ /-} sequence $(dtypes $pair) $(algorithm grpo) $long_responses trainer.updates_per_step=16"
       done
       ;;
     search) # for a regime in which BF16's mismatch does harm; a regime that hurts fp32 as well is not one
       for pair in "bf16 fp32" "fp16 fp16" "fp32 fp32"; do
         for name in "${search[@]}"; do
           # shellcheck disable=SC2086
-          echo "search-${name%%:*}-${pair/ /-} sequence $(dtypes $pair) $(algorithm grpo) $long_responses ${name#*:}" | sed "s/updates_per_step=@/updates_per_step=$many_updates/"
+          echo "search-${name%%:*}-${pair/ /-} sequence $(dtypes $pair) $(algorithm grpo) $long_responses ${name#*:}"
         done
       done
       ;;
