@@ -34,18 +34,6 @@ TrainerOptions Options(DType dtype) {
   return options;
 }
 
-std::unique_ptr<Trainer> MakeFresh(const TrainerOptions& options, Collectives* collectives,
-                                   const TrainEngineFactory& engine) {
-  auto trainer = Trainer::Create(options, collectives, engine);
-  EXPECT_TRUE(trainer.ok()) << trainer.status();
-  InitializeArena(options.config, 5, 0.1f, (*trainer)->arena());
-  EXPECT_TRUE((*trainer)->RefreshWeights().ok());
-  if ((*trainer)->needs_reference()) {
-    EXPECT_TRUE((*trainer)->CaptureReference().ok());
-  }
-  return *std::move(trainer);
-}
-
 double Distance(const float* got, const float* expected, int64_t n) {
   double squares = 0, norm = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -64,8 +52,8 @@ TEST_F(CudaTrainEngineTest, AStepIsTheCpus) {
   TrainerOptions options = Options(DType::kF32);
   options.algorithm.set_kl_beta(0.1f);
   const auto samples = MakeSamples(12);
-  auto cpu = MakeFresh(options, single_.get(), MakeCpuTrainEngine);
-  auto device = MakeFresh(options, single_.get(), OnDevice);
+  auto cpu = MakeFreshTrainer(options, single_.get(), MakeCpuTrainEngine);
+  auto device = MakeFreshTrainer(options, single_.get(), OnDevice);
   const auto expected = cpu->Step(samples, 1), got = device->Step(samples, 1);
   ASSERT_TRUE(got.ok()) << got.status();
   EXPECT_EQ(got->objective.loss, expected->objective.loss) << "forward passes have the CPU's bits";
@@ -87,9 +75,9 @@ TEST_F(CudaTrainEngineTest, AStepIsTheCpus) {
 
 TEST_F(CudaTrainEngineTest, ARestoredTrainerTakesTheSameNextStepToTheBit) {
   for (const DType dtype : {DType::kF16, DType::kF32}) {
-    auto first = MakeFresh(Options(dtype), single_.get(), OnDevice);
+    auto first = MakeFreshTrainer(Options(dtype), single_.get(), OnDevice);
     ASSERT_TRUE(first->Step(MakeSamples(8), 2).ok());
-    auto second = MakeFresh(Options(dtype), single_.get(), OnDevice);
+    auto second = MakeFreshTrainer(Options(dtype), single_.get(), OnDevice);
     StateValues values;
     ASSERT_TRUE(first->Fetch(TrainArrays::kState).ok());
     first->SaveState(&values);
@@ -107,7 +95,7 @@ TEST_F(CudaTrainEngineTest, ARestoredTrainerTakesTheSameNextStepToTheBit) {
 TEST_F(CudaTrainEngineTest, AGradientThatIsNotFiniteLeavesEverythingUntouched) {
   TrainerOptions options = Options(DType::kF16);
   options.learner.mutable_loss_scale()->set_init(0x1p60f);
-  auto trainer = MakeFresh(options, single_.get(), OnDevice);
+  auto trainer = MakeFreshTrainer(options, single_.get(), OnDevice);
   ASSERT_TRUE(trainer->Fetch(TrainArrays::kState).ok());
   const std::vector<float> before = Copy(trainer->arena(), trainer->arena_size());
   const auto metrics = trainer->Step(MakeSamples(4), 1);
@@ -121,7 +109,7 @@ TEST_F(CudaTrainEngineTest, AGradientThatIsNotFiniteLeavesEverythingUntouched) {
 TEST_F(CudaTrainEngineTest, HalfPrecisionTrainingLearnsItsSamples) {
   TrainerOptions options = Options(DType::kF16);
   options.learner.set_lr(5e-3f);
-  auto trainer = MakeFresh(options, single_.get(), OnDevice);
+  auto trainer = MakeFreshTrainer(options, single_.get(), OnDevice);
   std::vector<TrainSample> samples = MakeSamples(4);
   for (TrainSample& sample : samples) sample.log_mu.clear();
   const double first = trainer->SupervisedStep(samples)->objective.loss;
@@ -197,8 +185,8 @@ class Tape final : public Collectives {
 TEST_F(CudaTrainEngineTest, GradientsAreSummedThroughTheHostWhereRanksNeedIt) {
   std::deque<std::string> nothing;
   Tape ranks(0, &nothing);
-  auto cpu = MakeFresh(Options(DType::kF32), &ranks, MakeCpuTrainEngine);
-  auto device = MakeFresh(Options(DType::kF32), &ranks, OnDevice);
+  auto cpu = MakeFreshTrainer(Options(DType::kF32), &ranks, MakeCpuTrainEngine);
+  auto device = MakeFreshTrainer(Options(DType::kF32), &ranks, OnDevice);
   const auto expected = cpu->Step(MakeSamples(12), 1), got = device->Step(MakeSamples(12), 1);
   ASSERT_TRUE(got.ok()) << got.status();
   EXPECT_NEAR(got->grad_norm, expected->grad_norm, 1e-5 * expected->grad_norm);
@@ -209,7 +197,7 @@ TEST_F(CudaTrainEngineTest, AnotherRankGetsStateAndReference) {
   options.algorithm.set_kl_beta(0.1f);
   std::deque<std::string> tape;
   Tape first(0, &tape), second(1, &tape);
-  auto sender = MakeFresh(options, &first, OnDevice);
+  auto sender = MakeFreshTrainer(options, &first, OnDevice);
   ASSERT_TRUE(sender->Step(MakeSamples(8), 1).ok());  // away from the reference
   ASSERT_TRUE(sender->BroadcastState().ok());
   auto receiver = Trainer::Create(options, &second, OnDevice);
@@ -244,7 +232,7 @@ TEST_F(CudaTrainEngineTest, TheReferenceOfAnotherRankHasTheSamePolicy) {
 }
 
 TEST_F(CudaTrainEngineTest, ALostDeviceEndsTheStepInOneLine) {
-  auto trainer = MakeFresh(Options(DType::kF32), single_.get(), OnDevice);
+  auto trainer = MakeFreshTrainer(Options(DType::kF32), single_.get(), OnDevice);
   emulation::FailWork(40, cudaErrorLaunchFailure);
   const auto metrics = trainer->Step(MakeSamples(8), 1);
   emulation::FailWork(0, cudaSuccess);

@@ -22,17 +22,6 @@ TrainerOptions Options(DType dtype) {
   return options;
 }
 
-std::unique_ptr<Trainer> MakeFresh(const TrainerOptions& options, Collectives* collectives) {
-  auto trainer = Trainer::Create(options, collectives);
-  EXPECT_TRUE(trainer.ok()) << trainer.status();
-  InitializeArena(options.config, 5, 0.1f, (*trainer)->arena());
-  EXPECT_TRUE((*trainer)->RefreshWeights().ok());
-  if ((*trainer)->needs_reference()) {
-    EXPECT_TRUE((*trainer)->CaptureReference().ok());
-  }
-  return *std::move(trainer);
-}
-
 TEST(PackMicroBatchesTest, KeepsTheOrderAndTheBudget) {
   const std::vector<TrainSample> samples = MakeSamples(40);
   const auto ranges = PackMicroBatches(samples, 30);
@@ -55,7 +44,7 @@ TEST(TrainerTest, TheGradientIsThatOfTheLossByFiniteDifferences) {
   options.algorithm.set_name("pg");
   options.learner.set_lr(0);
   auto single = MakeSingleRankCollectives();
-  auto trainer = MakeFresh(options, single.get());
+  auto trainer = MakeFreshTrainer(options, single.get());
   const auto samples = MakeSamples(6);
   ASSERT_TRUE(trainer->Step(samples, 1).ok());
   const std::vector<float> gradient = Copy(trainer->gradients(), trainer->arena_size());
@@ -82,7 +71,7 @@ TEST(TrainerTest, TheUpdateIsUnscaledClippedAdamW) {
   TrainerOptions options = Options(DType::kF16);
   options.learner.set_grad_clip(0.01f);
   auto single = MakeSingleRankCollectives();
-  auto trainer = MakeFresh(options, single.get());
+  auto trainer = MakeFreshTrainer(options, single.get());
   const std::vector<float> before = Copy(trainer->arena(), trainer->arena_size());
   const auto metrics = trainer->Step(MakeSamples(12), 1);
   ASSERT_TRUE(metrics.ok()) << metrics.status();
@@ -107,7 +96,7 @@ TEST(TrainerTest, AGradientThatIsNotFiniteLeavesEverythingUntouchedAndHalvesTheS
   TrainerOptions options = Options(DType::kF16);
   options.learner.mutable_loss_scale()->set_init(0x1p60f);
   auto single = MakeSingleRankCollectives();
-  auto trainer = MakeFresh(options, single.get());
+  auto trainer = MakeFreshTrainer(options, single.get());
   std::vector<std::vector<float>> before;
   for (const StateArray& array : trainer->StateArrays()) before.push_back(Copy(array.data, array.size));
   const auto metrics = trainer->Step(MakeSamples(4), 1);
@@ -124,9 +113,9 @@ TEST(TrainerTest, AGradientThatIsNotFiniteLeavesEverythingUntouchedAndHalvesTheS
 TEST(TrainerTest, ARestoredTrainerTakesTheSameNextStepToTheBit) {
   auto single = MakeSingleRankCollectives();
   for (DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
-    auto first = MakeFresh(Options(dtype), single.get());
+    auto first = MakeFreshTrainer(Options(dtype), single.get());
     ASSERT_TRUE(first->Step(MakeSamples(8), 2).ok());
-    auto second = MakeFresh(Options(dtype), single.get());
+    auto second = MakeFreshTrainer(Options(dtype), single.get());
     StateValues values;
     first->SaveState(&values);
     auto from = first->StateArrays(), to = second->StateArrays();
@@ -140,7 +129,7 @@ TEST(TrainerTest, ARestoredTrainerTakesTheSameNextStepToTheBit) {
 
 TEST(TrainerTest, MalformedStateIsRefused) {
   auto single = MakeSingleRankCollectives();
-  auto trainer = MakeFresh(Options(DType::kF16), single.get());
+  auto trainer = MakeFreshTrainer(Options(DType::kF16), single.get());
   StateValues values;
   trainer->SaveState(&values);
   values["adam_step"] = "three";
@@ -151,7 +140,7 @@ TEST(TrainerTest, SupervisedTrainingLearnsItsSamples) {
   TrainerOptions options = Options(DType::kF16);
   options.learner.set_lr(5e-3f);
   auto single = MakeSingleRankCollectives();
-  auto trainer = MakeFresh(options, single.get());
+  auto trainer = MakeFreshTrainer(options, single.get());
   std::vector<TrainSample> samples = MakeSamples(6);
   for (TrainSample& sample : samples) sample.log_mu.clear();
   const double first = trainer->SupervisedStep(samples)->objective.loss;
@@ -168,7 +157,7 @@ TEST(TrainerTest, ManyUpdatesAStepUseTheOldPolicyOfBeforeTheFirst) {
   options.algorithm.set_clip_high(1e-6f);
   options.learner.set_lr(1e-2f);
   auto single = MakeSingleRankCollectives();
-  auto trainer = MakeFresh(options, single.get());
+  auto trainer = MakeFreshTrainer(options, single.get());
   // With a clip this narrow, every token whose policy has moved the wrong way is clipped: in the second update there
   // are some exactly if the ratio is taken to the policy of before the first.
   const auto samples = MakeSamples(16);
@@ -188,7 +177,7 @@ TEST(TrainerTest, EveryObjectiveTrainsWithManyUpdatesAndEitherOldPolicy) {
       options.algorithm.set_name(std::string(spec.name));
       options.algorithm.set_aggregation("auto");
       options.algorithm.set_old_log_prob(old);
-      auto trainer = MakeFresh(options, single.get());
+      auto trainer = MakeFreshTrainer(options, single.get());
       const auto metrics = trainer->Step(samples, 4);
       ASSERT_TRUE(metrics.ok()) << metrics.status();
       EXPECT_EQ(metrics->updates, 4) << spec.name;
@@ -210,7 +199,7 @@ TEST(TrainerTest, MatchedNumericsMakeARecomputedOldPolicyTheSameBits) {
   options.algorithm.set_name("grpo");
   options.learner.set_lr(0);
   auto single = MakeSingleRankCollectives();
-  auto trainer = MakeFresh(options, single.get());
+  auto trainer = MakeFreshTrainer(options, single.get());
   const auto samples = MakeSamples(16);
   // With lr 0 the policy never moves, and the pass of all samples is packed in other ways than the updates are.
   const auto metrics = trainer->Step(samples, 4);
@@ -231,7 +220,7 @@ TEST(TrainerTest, TheKlPenaltyHoldsThePolicyAtItsReference) {
     TrainerOptions options = Options(DType::kF16);
     options.learner.set_lr(1e-4f);
     options.algorithm.set_kl_beta(strong ? 10.0f : 1e-6f);
-    auto trainer = MakeFresh(options, single.get());
+    auto trainer = MakeFreshTrainer(options, single.get());
     auto metrics = trainer->Step(samples, 1);
     ASSERT_TRUE(metrics.ok()) << metrics.status();
     EXPECT_EQ(metrics->objective.kl_sum, 0) << "at its own reference, bit for bit";
@@ -289,7 +278,7 @@ std::vector<RankResult> StepOnTwoRanks(const TrainerOptions& options, const std:
     keep(1, **trainer);
   });
   auto ranks = group.Join(0, "step");
-  auto trainer = MakeFresh(options, ranks.get());
+  auto trainer = MakeFreshTrainer(options, ranks.get());
   if (prepare) prepare(*trainer);
   RankLeader leader(ranks.get());
   EXPECT_TRUE(trainer->BroadcastState().ok());
@@ -319,7 +308,7 @@ TEST(TrainerTest, TwoRanksGiveTheStepOfOneWithinTheBoundOfAnFp32Sum) {
   EXPECT_EQ(two[0].gradient, two[1].gradient);
 
   auto single = MakeSingleRankCollectives();
-  auto one = MakeFresh(options, single.get());
+  auto one = MakeFreshTrainer(options, single.get());
   const auto metrics = one->Step(samples, 1);
   EXPECT_NEAR(metrics->objective.loss, two[0].loss, 1e-12 * 24);
   // Both pack alike here, so the micro-batches' own gradients are the same and only the order of their sum differs:
@@ -329,7 +318,7 @@ TEST(TrainerTest, TwoRanksGiveTheStepOfOneWithinTheBoundOfAnFp32Sum) {
   for (const auto& [begin, end] : ranges) {
     TrainerOptions alone = options;
     alone.learner.set_lr(0);
-    auto trainer = MakeFresh(alone, single.get());
+    auto trainer = MakeFreshTrainer(alone, single.get());
     ASSERT_TRUE(trainer->Step({samples.begin() + begin, samples.begin() + end}, 1).ok());
     // sequence_mean divides by the number of sequences: undo it for the whole batch.
     const double share = static_cast<double>(end - begin) / static_cast<double>(samples.size());
@@ -361,7 +350,7 @@ TEST(TrainerTest, TwoRanksShareTheReferenceAndAddUpTheirFigures) {
   const std::vector<RankResult> two = StepOnTwoRanks(options, samples, move_on);
   EXPECT_EQ(two[0].arena, two[1].arena);
   auto single = MakeSingleRankCollectives();
-  auto one = MakeFresh(options, single.get());
+  auto one = MakeFreshTrainer(options, single.get());
   move_on(*one);
   const auto metrics = one->Step(samples, 1);
   EXPECT_GT(metrics->objective.kl_loss, 0);

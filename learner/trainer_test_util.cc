@@ -1,8 +1,10 @@
 #include "learner/trainer_test_util.h"
 
 #include <cmath>
+#include <utility>
 
 #include "engine/base/philox.h"
+#include "gtest/gtest.h"
 
 namespace lockstep {
 
@@ -55,6 +57,18 @@ std::vector<TrainSample> MakeSamples(int count) {
     samples.push_back(std::move(sample));
   }
   return samples;
+}
+
+std::unique_ptr<Trainer> MakeFreshTrainer(const TrainerOptions& options, Collectives* collectives,
+                                          const TrainEngineFactory& engine) {
+  auto trainer = Trainer::Create(options, collectives, engine);
+  EXPECT_TRUE(trainer.ok()) << trainer.status();
+  InitializeArena(options.config, 5, 0.1f, (*trainer)->arena());
+  EXPECT_TRUE((*trainer)->RefreshWeights().ok());
+  if ((*trainer)->needs_reference()) {
+    EXPECT_TRUE((*trainer)->CaptureReference().ok());
+  }
+  return *std::move(trainer);
 }
 
 std::vector<float> Copy(const float* data, int64_t n) { return std::vector<float>(data, data + n); }

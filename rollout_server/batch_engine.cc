@@ -1,21 +1,13 @@
 #include "rollout_server/batch_engine.h"
 
 #include <algorithm>
-#include <chrono>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
+#include "engine/base/steady_seconds.h"
 
 namespace lockstep {
-namespace {
-
-double SteadySeconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-}  // namespace
-
 BatchEngine::BatchEngine(const BatchEngineOptions& options, std::unique_ptr<StepBackend> backend,
                          std::shared_ptr<const Weights> weights, RolloutMetrics* metrics)
     : options_(options),

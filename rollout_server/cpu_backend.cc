@@ -1,18 +1,14 @@
 #include "rollout_server/cpu_backend.h"
 
-#include <chrono>
 #include <cmath>
 #include <utility>
 
 #include "engine/base/check.h"
+#include "engine/base/steady_seconds.h"
 #include "engine/model/paged_logits.h"
 
 namespace lockstep {
 namespace {
-
-double SteadySeconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 class CpuBackend final : public StepBackend {
  public:
