@@ -171,11 +171,14 @@ TEST_F(ErrorsTest, WithoutAnOrdinalItIsTheThreadsDevice) {
 }
 
 TEST_F(ErrorsTest, AStickyErrorOfTheDeviceKeepsItsClassThroughTheEmulatedRuntime) {
+  void* to = nullptr;
+  ASSERT_EQ(cudaMalloc(&to, 8), cudaSuccess);
   emulation::FailWork(0, cudaErrorECCUncorrectable);
-  char from[8] = {}, to[8];
+  const char from[8] = {};
   const absl::Status first = DeviceStatus(cudaMemcpy(to, from, 8, cudaMemcpyHostToDevice), {"copying", 0});
   const absl::Status second = DeviceStatus(cudaDeviceSynchronize(), {"waiting", 0});
   emulation::FailWork(0, cudaSuccess);
+  EXPECT_EQ(cudaFree(to), cudaSuccess);
   EXPECT_EQ(RecoveryOf(first), Recovery::kResetDevice);
   EXPECT_EQ(RecoveryOf(second), Recovery::kResetDevice);
 }

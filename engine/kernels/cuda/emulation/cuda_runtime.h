@@ -73,6 +73,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   if (shared > (limit == EmulatedSharedLimits().end() ? kEmulatedSharedDefault : limit->second)) {
     return cudaErrorInvalidValue;
   }
+  (lockstep::emulation::NoteUse(config->stream, &args, sizeof(args)), ...);
   return lockstep::emulation::Submit(config->stream, [=] {
     blockDim = block;
     gridDim = grid;

@@ -5,7 +5,22 @@
 // behind it, the device, or another stream that was told to wait and is waited for). A device may be as slow as that,
 // so a result that is read too early is old, and a buffer that is overwritten too early shows. The null stream runs at
 // once and waits for nobody. A capturing stream records; a graph's launch is one piece of work. Memory of the "device"
-// is the host's, filled with NaNs when it is allocated.
+// is the host's, filled with NaNs when it is allocated and when it is freed.
+//
+// It is as strict as the real one, or stricter where that has undefined behaviour. A call that the runtime refuses:
+//   - in a capture, by the capturing thread (by every thread, where the capture is global): allocating, freeing,
+//   waiting
+//     for or asking of anything, copies with memory that is not pinned, work on the null stream. The capture is invalid
+//     from then on, and its end says so.
+//   - copies and clears that leave an allocation; launches, records and waits on a stream of another than the thread's
+//     device; the time of an event that keeps none, or has not happened.
+// What a device would do silently ends the test with a line:
+//   - pinned memory that changes between the call of a copy and the copy. (What a copy fills is filled with NaNs until
+//     then, so that reading it early shows.)
+//   - pinned memory that is freed while a copy or a graph uses it.
+//   - a graph that is started after memory that it was captured with has been freed.
+// Copies with memory that is not pinned are made as the real ones are: to the device from what the host has at the
+// call, from the device before the call is back. Any thread may call; one call runs at a time.
 #ifndef LOCKSTEP_ENGINE_KERNELS_CUDA_EMULATION_RUNTIME_H_
 #define LOCKSTEP_ENGINE_KERNELS_CUDA_EMULATION_RUNTIME_H_
 
@@ -30,6 +45,7 @@ enum cudaError_t {
   cudaErrorJitCompilerNotFound = 221,
   cudaErrorUnsupportedPtxVersion = 222,
   cudaErrorContained = 226,
+  cudaErrorInvalidResourceHandle = 400,
   cudaErrorNotReady = 600,
   cudaErrorIllegalAddress = 700,
   cudaErrorLaunchOutOfResources = 701,
@@ -49,6 +65,9 @@ enum cudaError_t {
   cudaErrorCompatNotSupportedOnDevice = 804,
   cudaErrorMpsClientTerminated = 810,
   cudaErrorStreamCaptureUnsupported = 900,
+  cudaErrorStreamCaptureInvalidated = 901,
+  cudaErrorStreamCaptureImplicit = 906,
+  cudaErrorStreamCaptureWrongThread = 908,
   cudaErrorExternalDevice = 911,
   cudaErrorUnknown = 999,
 };
@@ -62,6 +81,9 @@ namespace lockstep::emulation {
 using Work = std::function<cudaError_t()>;
 // At once on the null stream; else at the end of the queue, or of the graph that is being captured.
 cudaError_t Submit(cudaStream_t stream, Work work);
+// Of a launch that is about to be submitted: an argument's bytes. Addresses of device memory in them are the graph's
+// that is being captured, if one is.
+void NoteUse(cudaStream_t stream, const void* argument, size_t bytes);
 
 // What the device has. Bytes in use count the size asked for.
 void SetMemoryLimit(size_t bytes);
@@ -115,8 +137,6 @@ cudaError_t cudaFreeHost(void* pointer);
 cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes);
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind);
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
-cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
-                              size_t height, cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream);
 
 struct cudaDeviceProp {
