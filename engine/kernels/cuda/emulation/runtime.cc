@@ -1,121 +1,64 @@
 #include "engine/kernels/cuda/emulation/runtime.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
-#include <chrono>
-#include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
-#include <limits>
-#include <map>
-#include <set>
-#include <utility>
-#include <vector>
 
 #include "engine/base/check.h"
+#include "engine/kernels/cuda/emulation/machine.h"
 
-struct CUgraph_st {
-  std::vector<lockstep::emulation::Work> work;
-};
-struct CUgraphExec_st {
-  std::vector<lockstep::emulation::Work> work;
-};
-struct CUstream_st {
-  std::deque<lockstep::emulation::Work> queue;
-  uint64_t submitted = 0, done = 0;
-  CUgraph_st* capture = nullptr;
-};
-struct CUevent_st {
-  CUstream_st* stream = nullptr;  // null: never recorded, or on the null stream: it has happened
-  uint64_t after = 0;             // it happens when the stream has done so many
-  std::chrono::steady_clock::time_point recorded = {};
-};
+// AddressSanitizer's; null without it.
+extern "C" {
+[[gnu::weak]] void __asan_poison_memory_region(const volatile void* from, size_t bytes);
+[[gnu::weak]] void __asan_unpoison_memory_region(const volatile void* from, size_t bytes);
+}
 
 namespace lockstep::emulation {
 namespace {
 
-struct Machine {
-  size_t memory_limit = std::numeric_limits<size_t>::max();
-  size_t memory_in_use = 0;
-  std::map<void*, size_t> allocations;
-  std::set<CUstream_st*> streams;
-  int until_failure = -1;  // -1: none is to come
-  cudaError_t failure = cudaSuccess;
-  cudaError_t lost = cudaSuccess;  // what every call says once the device is lost
-  int device = 0;                  // the current one; all have the same memory
+constexpr size_t kPage = 4096;
 
-  bool Capturing() const {
-    for (const CUstream_st* stream : streams) {
-      if (stream->capture != nullptr) return true;
-    }
-    return false;
-  }
-};
+thread_local int current_device = 0;
 
-Machine& TheMachine() {
-  static auto* const machine = new Machine;
-  return *machine;
-}
-
-cudaError_t RunWork(const Work& work) {
-  Machine& m = TheMachine();
-  if (m.lost != cudaSuccess) return m.lost;
-  if (m.until_failure >= 0 && m.until_failure-- == 0) return m.lost = m.failure;
-  const cudaError_t error = work();
-  if (error != cudaSuccess) m.lost = error;
-  return error;
-}
-
-// Runs the stream's work up to number `until`.
-void Drain(CUstream_st* stream, uint64_t until) {
-  while (stream->done < until) {
-    LOCKSTEP_CHECK(!stream->queue.empty(), "a stream waits for itself");
-    const Work work = std::move(stream->queue.front());
-    stream->queue.pop_front();
-    static_cast<void>(RunWork(work));
-    ++stream->done;
-  }
-}
-
-void DrainAll() {
-  for (CUstream_st* stream : TheMachine().streams) Drain(stream, stream->submitted);
-}
-
-cudaError_t DrainEvent(CUevent_st* event) {
-  if (event->stream != nullptr) Drain(event->stream, event->after);
-  return TheMachine().lost;
-}
-
-void* Allocate(size_t bytes) {
+void* AllocatePages(size_t bytes, size_t* mapped) {
   const size_t rounded = (bytes + 255) / 256 * 256;
-  void* pointer = std::aligned_alloc(256, rounded);
-  if (pointer != nullptr) std::memset(pointer, 0xFF, rounded);
+  *mapped = (bytes + kPage - 1) / kPage * kPage;
+  void* const pointer = std::aligned_alloc(kPage, *mapped);
+  if (pointer == nullptr) return nullptr;
+  std::memset(pointer, 0xFF, *mapped);
+  if (__asan_poison_memory_region != nullptr) {
+    __asan_poison_memory_region(static_cast<char*>(pointer) + rounded, *mapped - rounded);
+  }
   return pointer;
+}
+
+void FreePages(void* pointer, const Allocation& allocation) {
+  if (__asan_unpoison_memory_region != nullptr) __asan_unpoison_memory_region(pointer, allocation.mapped);
+  if (allocation.fd >= 0) {
+    // The heap gets plain memory back; other processes keep what they have opened.
+    void* const plain =
+        mmap(pointer, allocation.mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    LOCKSTEP_CHECK(plain == pointer, "exported memory cannot be given back");
+    close(allocation.fd);
+  }
+  std::free(pointer);
 }
 
 }  // namespace
 
-cudaError_t Submit(cudaStream_t stream, Work work) {
-  Machine& m = TheMachine();
-  if (m.lost != cudaSuccess) return m.lost;
-  if (stream == nullptr) return RunWork(work);
-  if (stream->capture != nullptr) {
-    stream->capture->work.push_back(std::move(work));
-    return cudaSuccess;
-  }
-  stream->queue.push_back(std::move(work));
-  ++stream->submitted;
-  return cudaSuccess;
+int CurrentDevice() { return current_device; }
+
+void SetMemoryLimit(size_t bytes) {
+  const Guard guard(TheMachine().mutex);
+  TheMachine().memory_limit = bytes;
 }
-
-void SetMemoryLimit(size_t bytes) { TheMachine().memory_limit = bytes; }
-size_t MemoryInUse() { return TheMachine().memory_in_use; }
-
-void FailWork(int skip, cudaError_t error) {
-  Machine& m = TheMachine();
-  m.lost = cudaSuccess;
-  m.failure = error;
-  m.until_failure = error == cudaSuccess ? -1 : skip;
+size_t MemoryInUse() {
+  const Guard guard(TheMachine().mutex);
+  return TheMachine().InUse(current_device);
 }
 
 Devices& TheDevices() {
@@ -123,70 +66,76 @@ Devices& TheDevices() {
   return *devices;
 }
 
-size_t PendingWork() {
-  size_t pending = 0;
-  for (const CUstream_st* stream : TheMachine().streams) pending += stream->queue.size();
-  return pending;
-}
-
 }  // namespace lockstep::emulation
 
-using lockstep::emulation::Allocate;
-using lockstep::emulation::Drain;
-using lockstep::emulation::DrainAll;
-using lockstep::emulation::DrainEvent;
-using lockstep::emulation::Submit;
-using lockstep::emulation::TheDevices;
-using lockstep::emulation::TheMachine;
+using namespace lockstep::emulation;
 
 cudaError_t cudaMalloc(void** pointer, size_t bytes) {
   auto& m = TheMachine();
+  const Guard guard(m.mutex);
   *pointer = nullptr;
   if (m.lost != cudaSuccess) return m.lost;
   if (m.Capturing()) return cudaErrorStreamCaptureUnsupported;
   if (bytes == 0) return cudaSuccess;
-  const size_t used = m.memory_in_use + TheDevices().bytes_of_others;
+  const size_t used = m.InUse(CurrentDevice()) + TheDevices().bytes_of_others;
   if (bytes > m.memory_limit - std::min(m.memory_limit, used)) return cudaErrorMemoryAllocation;
-  *pointer = Allocate(bytes);
+  Allocation allocation{.bytes = bytes, .device = CurrentDevice()};
+  *pointer = AllocatePages(bytes, &allocation.mapped);
   if (*pointer == nullptr) return cudaErrorMemoryAllocation;
-  m.allocations[*pointer] = bytes;
-  m.memory_in_use += bytes;
+  m.allocations[*pointer] = allocation;
   return cudaSuccess;
 }
 
 cudaError_t cudaFree(void* pointer) {
   auto& m = TheMachine();
   if (pointer == nullptr) return cudaSuccess;
-  if (m.Capturing()) return cudaErrorStreamCaptureUnsupported;
+  {
+    const Guard guard(m.mutex);
+    if (m.Capturing()) return cudaErrorStreamCaptureUnsupported;
+  }
   DrainAll();
+  const Guard guard(m.mutex);
   const auto found = m.allocations.find(pointer);
   if (found == m.allocations.end()) return cudaErrorInvalidValue;
-  m.memory_in_use -= found->second;
+  FreePages(pointer, found->second);
   m.allocations.erase(found);
-  std::free(pointer);
   return m.lost;
 }
 
 cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned) {
-  *pointer = bytes == 0 ? nullptr : Allocate(bytes);
-  return *pointer == nullptr && bytes > 0 ? cudaErrorMemoryAllocation : cudaSuccess;
+  const Guard guard(TheMachine().mutex);
+  size_t mapped = 0;
+  *pointer = bytes == 0 ? nullptr : AllocatePages(bytes, &mapped);
+  if (*pointer == nullptr) return bytes > 0 ? cudaErrorMemoryAllocation : cudaSuccess;
+  TheMachine().pinned[*pointer] = {.bytes = bytes, .mapped = mapped};
+  return cudaSuccess;
 }
 
 cudaError_t cudaFreeHost(void* pointer) {
+  if (pointer == nullptr) return cudaSuccess;
   DrainAll();
-  std::free(pointer);
+  auto& m = TheMachine();
+  const Guard guard(m.mutex);
+  const auto found = m.pinned.find(pointer);
+  if (found == m.pinned.end()) return cudaErrorInvalidValue;
+  FreePages(pointer, found->second);
+  m.pinned.erase(found);
   return cudaSuccess;
 }
 
 cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
   const auto& m = TheMachine();
+  const Guard guard(TheMachine().mutex);
   *total_bytes = m.memory_limit;
-  *free_bytes = m.memory_limit - std::min(m.memory_limit, m.memory_in_use + TheDevices().bytes_of_others);
+  *free_bytes = m.memory_limit - std::min(m.memory_limit, m.InUse(CurrentDevice()) + TheDevices().bytes_of_others);
   return m.lost != cudaSuccess ? m.lost : TheDevices().mem_get_info;
 }
 
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
-  if (TheMachine().Capturing()) return cudaErrorStreamCaptureUnsupported;
+  {
+    const Guard guard(TheMachine().mutex);
+    if (TheMachine().Capturing()) return cudaErrorStreamCaptureUnsupported;
+  }
   return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
 }
 
@@ -217,6 +166,33 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
   });
 }
 
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
+  const auto& m = TheMachine();
+  const Guard guard(TheMachine().mutex);
+  *attributes = {};
+  const auto holds = [&](const auto& map, auto bytes_of) {
+    auto after = map.upper_bound(const_cast<void*>(pointer));
+    if (after == map.begin()) return map.end();
+    --after;
+    const auto offset = static_cast<size_t>(static_cast<const char*>(pointer) - static_cast<const char*>(after->first));
+    return offset < bytes_of(after->second) ? after : map.end();
+  };
+  const auto bytes_of = [](const Allocation& allocation) { return allocation.bytes; };
+  if (const auto own = holds(m.allocations, bytes_of); own != m.allocations.end()) {
+    attributes->type = cudaMemoryTypeDevice;
+    attributes->device = own->second.device;
+    attributes->devicePointer = const_cast<void*>(pointer);
+  } else if (holds(m.opened, [](size_t bytes) { return bytes; }) != m.opened.end()) {
+    attributes->type = cudaMemoryTypeDevice;
+    attributes->device = CurrentDevice();
+    attributes->devicePointer = const_cast<void*>(pointer);
+  } else if (holds(m.pinned, bytes_of) != m.pinned.end()) {
+    attributes->type = cudaMemoryTypeHost;
+    attributes->hostPointer = const_cast<void*>(pointer);
+  }
+  return m.lost;
+}
+
 cudaError_t cudaDriverGetVersion(int* version) {
   *version = TheDevices().driver_version;
   return cudaSuccess;
@@ -241,195 +217,27 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   properties->minor = devices.minor;
   return cudaSuccess;
 }
+cudaError_t cudaDeviceGetPCIBusId(char* bus_id, int length, int device) {
+  const auto& devices = TheDevices();
+  if (device < 0 || device >= devices.count) return cudaErrorInvalidDevice;
+  std::snprintf(bus_id, static_cast<size_t>(length), "0000:%02x:00.0", devices.first_bus + device);
+  return cudaSuccess;
+}
 cudaError_t cudaSetDevice(int device) {
   const auto& devices = TheDevices();
   if (device < 0 || device >= devices.count) return cudaErrorInvalidDevice;
-  if (devices.set_device == cudaSuccess) TheMachine().device = device;
+  if (devices.set_device == cudaSuccess) current_device = device;
   return devices.set_device;
 }
 cudaError_t cudaGetDevice(int* device) {
-  *device = TheMachine().device;
+  *device = current_device;
   return TheDevices().get_device;
 }
 cudaError_t cudaDeviceSynchronize() {
   DrainAll();
-  return TheMachine().lost;
+  return Lost();
 }
-cudaError_t cudaGetLastError() { return TheMachine().lost; }
-
-const char* cudaGetErrorName(cudaError_t error) {
-  switch (error) {
-    case cudaSuccess:
-      return "cudaSuccess";
-    case cudaErrorInvalidValue:
-      return "cudaErrorInvalidValue";
-    case cudaErrorMemoryAllocation:
-      return "cudaErrorMemoryAllocation";
-    case cudaErrorInitializationError:
-      return "cudaErrorInitializationError";
-    case cudaErrorStubLibrary:
-      return "cudaErrorStubLibrary";
-    case cudaErrorInsufficientDriver:
-      return "cudaErrorInsufficientDriver";
-    case cudaErrorCallRequiresNewerDriver:
-      return "cudaErrorCallRequiresNewerDriver";
-    case cudaErrorDevicesUnavailable:
-      return "cudaErrorDevicesUnavailable";
-    case cudaErrorInvalidDeviceFunction:
-      return "cudaErrorInvalidDeviceFunction";
-    case cudaErrorNoDevice:
-      return "cudaErrorNoDevice";
-    case cudaErrorInvalidDevice:
-      return "cudaErrorInvalidDevice";
-    case cudaErrorNoKernelImageForDevice:
-      return "cudaErrorNoKernelImageForDevice";
-    case cudaErrorECCUncorrectable:
-      return "cudaErrorECCUncorrectable";
-    case cudaErrorNvlinkUncorrectable:
-      return "cudaErrorNvlinkUncorrectable";
-    case cudaErrorJitCompilerNotFound:
-      return "cudaErrorJitCompilerNotFound";
-    case cudaErrorUnsupportedPtxVersion:
-      return "cudaErrorUnsupportedPtxVersion";
-    case cudaErrorContained:
-      return "cudaErrorContained";
-    case cudaErrorNotReady:
-      return "cudaErrorNotReady";
-    case cudaErrorIllegalAddress:
-      return "cudaErrorIllegalAddress";
-    case cudaErrorLaunchOutOfResources:
-      return "cudaErrorLaunchOutOfResources";
-    case cudaErrorLaunchTimeout:
-      return "cudaErrorLaunchTimeout";
-    case cudaErrorContextIsDestroyed:
-      return "cudaErrorContextIsDestroyed";
-    case cudaErrorAssert:
-      return "cudaErrorAssert";
-    case cudaErrorHardwareStackError:
-      return "cudaErrorHardwareStackError";
-    case cudaErrorIllegalInstruction:
-      return "cudaErrorIllegalInstruction";
-    case cudaErrorMisalignedAddress:
-      return "cudaErrorMisalignedAddress";
-    case cudaErrorInvalidAddressSpace:
-      return "cudaErrorInvalidAddressSpace";
-    case cudaErrorInvalidPc:
-      return "cudaErrorInvalidPc";
-    case cudaErrorLaunchFailure:
-      return "cudaErrorLaunchFailure";
-    case cudaErrorTensorMemoryLeak:
-      return "cudaErrorTensorMemoryLeak";
-    case cudaErrorNotSupported:
-      return "cudaErrorNotSupported";
-    case cudaErrorSystemNotReady:
-      return "cudaErrorSystemNotReady";
-    case cudaErrorSystemDriverMismatch:
-      return "cudaErrorSystemDriverMismatch";
-    case cudaErrorCompatNotSupportedOnDevice:
-      return "cudaErrorCompatNotSupportedOnDevice";
-    case cudaErrorMpsClientTerminated:
-      return "cudaErrorMpsClientTerminated";
-    case cudaErrorStreamCaptureUnsupported:
-      return "cudaErrorStreamCaptureUnsupported";
-    case cudaErrorExternalDevice:
-      return "cudaErrorExternalDevice";
-    case cudaErrorUnknown:
-      return "cudaErrorUnknown";
-  }
-  return "unrecognized error code";
-}
+cudaError_t cudaGetLastError() { return Lost(); }
 const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "the emulated runtime refused the call";
-}
-
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = new CUstream_st;
-  TheMachine().streams.insert(*stream);
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  Drain(stream, stream->submitted);
-  TheMachine().streams.erase(stream);
-  delete stream->capture;
-  delete stream;
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  if (stream == nullptr) return TheMachine().lost;
-  if (stream->capture != nullptr) return cudaErrorStreamCaptureUnsupported;
-  Drain(stream, stream->submitted);
-  return TheMachine().lost;
-}
-
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-  if (stream != nullptr && stream->capture != nullptr) return cudaErrorStreamCaptureUnsupported;
-  const CUevent_st at = *event;  // a later record does not move what was waited for
-  return Submit(stream, [at] {
-    CUevent_st copy = at;
-    return DrainEvent(&copy);
-  });
-}
-
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = new CUevent_st;
-  return cudaSuccess;
-}
-cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  delete event;
-  return cudaSuccess;
-}
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  if (stream != nullptr && stream->capture != nullptr) return cudaErrorStreamCaptureUnsupported;
-  *event = {stream, stream == nullptr ? 0 : stream->submitted, std::chrono::steady_clock::now()};
-  return TheMachine().lost;
-}
-cudaError_t cudaEventSynchronize(cudaEvent_t event) { return DrainEvent(event); }
-cudaError_t cudaEventQuery(cudaEvent_t event) {
-  if (event->stream == nullptr || event->stream->done >= event->after) return TheMachine().lost;
-  Drain(event->stream, event->stream->done + 1);
-  if (TheMachine().lost != cudaSuccess) return TheMachine().lost;
-  return event->stream->done >= event->after ? cudaSuccess : cudaErrorNotReady;
-}
-cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
-  if (begin->recorded.time_since_epoch().count() == 0 || end->recorded.time_since_epoch().count() == 0) {
-    return cudaErrorInvalidValue;
-  }
-  if (DrainEvent(begin) == cudaSuccess && DrainEvent(end) == cudaSuccess) {
-    *milliseconds = std::max(1e-3f, std::chrono::duration<float, std::milli>(end->recorded - begin->recorded).count());
-  }
-  return TheMachine().lost;
-}
-
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
-  if (stream == nullptr || stream->capture != nullptr) return cudaErrorStreamCaptureUnsupported;
-  stream->capture = new CUgraph_st;
-  return cudaSuccess;
-}
-cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
-  if (stream == nullptr || stream->capture == nullptr) return cudaErrorInvalidValue;
-  *graph = std::exchange(stream->capture, nullptr);
-  return cudaSuccess;
-}
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
-  *exec = new CUgraphExec_st{graph->work};
-  return cudaSuccess;
-}
-cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
-  // The graph's work is copied: on a device too it may run after its executable is destroyed.
-  return Submit(stream, [work = exec->work] {
-    for (const auto& one : work) {
-      if (const cudaError_t error = one(); error != cudaSuccess) return error;
-    }
-    return cudaSuccess;
-  });
-}
-cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-  delete graph;
-  return cudaSuccess;
-}
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
-  delete exec;
-  return cudaSuccess;
 }
