@@ -14,6 +14,7 @@
 #define LOCKSTEP_WEIGHT_SYNC_DEVICE_EMULATION_H_
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -33,7 +34,9 @@ struct EmulatedFaults {
 };
 
 std::shared_ptr<DeviceRuntime> MakeEmulatedRuntime(const std::string& bus_id);
-std::shared_ptr<NcclApi> MakeEmulatedNccl(std::shared_ptr<EmulatedFaults> faults);
+// How an operation, which may wait for others, gets onto a stream; null: onto one of MakeEmulatedRuntime.
+using EnqueueOperation = std::function<void(void* stream, std::function<void()> operation)>;
+std::shared_ptr<NcclApi> MakeEmulatedNccl(std::shared_ptr<EmulatedFaults> faults, EnqueueOperation enqueue = nullptr);
 // Both.
 std::shared_ptr<CommDevice> MakeEmulatedDevice(
     const std::string& bus_id, std::shared_ptr<EmulatedFaults> faults = std::make_shared<EmulatedFaults>());

@@ -185,7 +185,8 @@ bool MoveAllReduce(Comm& comm, char* data, uint64_t count, NcclType type, NcclRe
 
 class EmulatedNccl : public NcclApi {
  public:
-  explicit EmulatedNccl(std::shared_ptr<EmulatedFaults> faults) : faults_(std::move(faults)) {}
+  EmulatedNccl(std::shared_ptr<EmulatedFaults> faults, EnqueueOperation enqueue)
+      : faults_(std::move(faults)), enqueue_(std::move(enqueue)) {}
   ~EmulatedNccl() override {
     for (const auto& [id, fd] : listeners_) close(fd);
   }
@@ -307,9 +308,9 @@ class EmulatedNccl : public NcclApi {
     LOCKSTEP_CHECK(comm->connected && comm->to_launch == nullptr, "an earlier call is still in progress");
     comm->polls_left = 2;
     const int operation = ++comm->operations;
-    comm->to_launch = [comm, stream, operation, move = std::move(move)] {
+    comm->to_launch = [enqueue = enqueue_, comm, stream, operation, move = std::move(move)] {
       ++comm->running;
-      static_cast<EmulatedStream*>(stream)->Enqueue([comm, operation, move] {
+      enqueue(stream, [comm, operation, move] {
         // A kernel whose communicator has failed does not end by itself.
         if (!move(*comm, operation)) {
           while (!comm->aborted) absl::SleepFor(absl::Milliseconds(kPollMilliseconds));
@@ -330,6 +331,7 @@ class EmulatedNccl : public NcclApi {
   }
 
   const std::shared_ptr<EmulatedFaults> faults_;
+  const EnqueueOperation enqueue_;
   Mutex mutex_;
   std::map<std::string, int> listeners_ ABSL_GUARDED_BY(mutex_);
   std::set<std::shared_ptr<Comm>> comms_ ABSL_GUARDED_BY(mutex_);
@@ -337,8 +339,13 @@ class EmulatedNccl : public NcclApi {
 
 }  // namespace
 
-std::shared_ptr<NcclApi> MakeEmulatedNccl(std::shared_ptr<EmulatedFaults> faults) {
-  return std::make_shared<EmulatedNccl>(std::move(faults));
+std::shared_ptr<NcclApi> MakeEmulatedNccl(std::shared_ptr<EmulatedFaults> faults, EnqueueOperation enqueue) {
+  if (enqueue == nullptr) {
+    enqueue = [](void* stream, std::function<void()> operation) {
+      static_cast<EmulatedStream*>(stream)->Enqueue(std::move(operation));
+    };
+  }
+  return std::make_shared<EmulatedNccl>(std::move(faults), std::move(enqueue));
 }
 
 }  // namespace lockstep

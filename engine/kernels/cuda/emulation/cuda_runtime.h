@@ -44,14 +44,11 @@ inline constexpr size_t kEmulatedSharedMax = size_t{227} << 10, kEmulatedSharedD
 alignas(128) inline unsigned char emulated_dynamic_shared[kEmulatedSharedMax];
 
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-inline std::map<const void*, size_t>& EmulatedSharedLimits() {
-  static std::map<const void*, size_t> limits;
-  return limits;
-}
+inline thread_local std::map<const void*, size_t> emulated_shared_limits;  // a launcher asks on the thread that starts
 template <typename... Params>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(Params...), cudaFuncAttribute, int value) {
   if (value < 0 || static_cast<size_t>(value) > kEmulatedSharedMax) return cudaErrorInvalidValue;
-  EmulatedSharedLimits()[reinterpret_cast<const void*>(kernel)] = static_cast<size_t>(value);
+  emulated_shared_limits[reinterpret_cast<const void*>(kernel)] = static_cast<size_t>(value);
   return cudaSuccess;
 }
 
@@ -68,11 +65,12 @@ template <typename... Params, typename... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args... args) {
   const dim3 grid = config->gridDim, block = config->blockDim;
   if (block.x == 0 || block.x > 1024 || block.y != 1 || block.z != 1 || grid.z != 1) return cudaErrorInvalidValue;
-  const auto limit = EmulatedSharedLimits().find(reinterpret_cast<const void*>(kernel));
+  const auto limit = emulated_shared_limits.find(reinterpret_cast<const void*>(kernel));
   const size_t shared = config->dynamicSmemBytes;
-  if (shared > (limit == EmulatedSharedLimits().end() ? kEmulatedSharedDefault : limit->second)) {
+  if (shared > (limit == emulated_shared_limits.end() ? kEmulatedSharedDefault : limit->second)) {
     return cudaErrorInvalidValue;
   }
+  if (const cudaError_t error = lockstep::emulation::CheckStream(config->stream); error != cudaSuccess) return error;
   (lockstep::emulation::NoteUse(config->stream, &args, sizeof(args)), ...);
   return lockstep::emulation::Submit(config->stream, [=] {
     blockDim = block;

@@ -12,15 +12,21 @@
 //   waiting
 //     for or asking of anything, copies with memory that is not pinned, work on the null stream. The capture is invalid
 //     from then on, and its end says so.
-//   - copies and clears that leave an allocation; launches, records and waits on a stream of another than the thread's
-//     device; the time of an event that keeps none, or has not happened.
+//   - copies and clears that leave an allocation; the time of an event that keeps none, or has not happened.
 // What a device would do silently ends the test with a line:
 //   - pinned memory that changes between the call of a copy and the copy. (What a copy fills is filled with NaNs until
 //     then, so that reading it early shows.)
 //   - pinned memory that is freed while a copy or a graph uses it.
 //   - a graph that is started after memory that it was captured with has been freed.
 // Copies with memory that is not pinned are made as the real ones are: to the device from what the host has at the
-// call, from the device before the call is back. Any thread may call; one call runs at a time.
+// call, from the device before the call is back.
+//
+// Threads: calls may come from any, and a thread has its own current device. Work runs on the thread that waits for it,
+// one piece at a time in the whole process. A kernel or a clear on a stream of another device than the thread's is
+// refused, as CUDA does; that memory is of the same device as the stream is not checked.
+//
+// Processes: memory and events that are exported (cudaIpc*, ipc.cc) are shared memory; environment.h sets a process's
+// devices and faults from its environment.
 #ifndef LOCKSTEP_ENGINE_KERNELS_CUDA_EMULATION_RUNTIME_H_
 #define LOCKSTEP_ENGINE_KERNELS_CUDA_EMULATION_RUNTIME_H_
 
@@ -78,6 +84,8 @@ using cudaGraphExec_t = struct CUgraphExec_st*;
 
 namespace lockstep::emulation {
 
+// Work that says cudaErrorNotReady is still under way and is asked again; it keeps its place in the stream. Only
+// created streams take such work.
 using Work = std::function<cudaError_t()>;
 // At once on the null stream; else at the end of the queue, or of the graph that is being captured.
 cudaError_t Submit(cudaStream_t stream, Work work);
@@ -85,14 +93,18 @@ cudaError_t Submit(cudaStream_t stream, Work work);
 // that is being captured, if one is.
 void NoteUse(cudaStream_t stream, const void* argument, size_t bytes);
 
-// What the device has. Bytes in use count the size asked for.
+// What each device has. Bytes in use count the size asked for, of the current device.
 void SetMemoryLimit(size_t bytes);
 size_t MemoryInUse();
 // The work that comes after `skip` others fails with `error`, and so does everything from then on, as on a device
 // whose context is lost; cudaSuccess heals it.
 void FailWork(int skip, cudaError_t error);
+// Called before each piece of work begins; for faults that come from outside (environment.h).
+void SetWorkHook(std::function<void()> hook);
 // Pieces of work that wait in all streams.
 size_t PendingWork();
+// Whether a kernel may start on the stream: it is of the thread's device.
+cudaError_t CheckStream(cudaStream_t stream);
 
 // What driver and devices say of themselves; a test sets it, and `TheDevices() = {}` puts it back. Calls fail with the
 // error beside them. Memory: SetMemoryLimit, less what others use.
@@ -102,6 +114,7 @@ struct Devices {
   int count = 1;
   const char* name = "Emulated device";
   int major = 9, minor = 0;
+  int first_bus = 1;  // of device 0; the others follow
   size_t bytes_of_others = 0;
   cudaError_t get_device_count = cudaSuccess;
   cudaError_t get_device_properties = cudaSuccess;
@@ -129,6 +142,7 @@ inline constexpr unsigned cudaHostAllocDefault = 0;
 inline constexpr unsigned cudaStreamNonBlocking = 1;
 inline constexpr unsigned cudaEventDefault = 0;
 inline constexpr unsigned cudaEventDisableTiming = 2;
+inline constexpr unsigned cudaEventInterprocess = 4;  // with cudaEventDisableTiming
 
 cudaError_t cudaMalloc(void** pointer, size_t bytes);
 cudaError_t cudaFree(void* pointer);
@@ -139,6 +153,20 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream);
 
+enum cudaMemoryType {
+  cudaMemoryTypeUnregistered = 0,
+  cudaMemoryTypeHost = 1,
+  cudaMemoryTypeDevice = 2,
+  cudaMemoryTypeManaged = 3,
+};
+struct cudaPointerAttributes {
+  cudaMemoryType type;
+  int device;
+  void* devicePointer;
+  void* hostPointer;
+};
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer);
+
 struct cudaDeviceProp {
   char name[256];
   size_t totalGlobalMem;
@@ -148,6 +176,7 @@ cudaError_t cudaDriverGetVersion(int* version);
 cudaError_t cudaRuntimeGetVersion(int* version);
 cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
+cudaError_t cudaDeviceGetPCIBusId(char* bus_id, int length, int device);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaDeviceSynchronize();
@@ -158,6 +187,7 @@ const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamQuery(cudaStream_t stream);  // runs one piece of its work
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
@@ -167,6 +197,20 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventQuery(cudaEvent_t event);
 // Of the host's clock, between the two calls of cudaEventRecord: a number above 0, and no measure of a device.
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end);
+
+// Between processes. A handle's own process cannot open it.
+struct cudaIpcMemHandle_t {
+  char reserved[64];
+};
+struct cudaIpcEventHandle_t {
+  char reserved[64];
+};
+inline constexpr unsigned cudaIpcMemLazyEnablePeerAccess = 1;
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, void* memory);  // the beginning of an allocation
+cudaError_t cudaIpcOpenMemHandle(void** memory, cudaIpcMemHandle_t handle, unsigned flags);
+cudaError_t cudaIpcCloseMemHandle(void* memory);
+cudaError_t cudaIpcGetEventHandle(cudaIpcEventHandle_t* handle, cudaEvent_t event);
+cudaError_t cudaIpcOpenEventHandle(cudaEvent_t* event, cudaIpcEventHandle_t handle);
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);

@@ -1,6 +1,10 @@
-// The emulated runtime refuses what the real one refuses, and ends a test that does what a device would do silently.
 #include "engine/kernels/cuda/emulation/runtime.h"
 
+#include <cuda_runtime.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
 #include <cstring>
 #include <thread>
 
@@ -9,174 +13,111 @@
 namespace lockstep::emulation {
 namespace {
 
-class RuntimeTest : public testing::Test {
- protected:
-  RuntimeTest() {
-    EXPECT_EQ(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), cudaSuccess);
-    EXPECT_EQ(cudaMalloc(reinterpret_cast<void**>(&device_), kBytes), cudaSuccess);
-    EXPECT_EQ(cudaHostAlloc(reinterpret_cast<void**>(&host_), kBytes, cudaHostAllocDefault), cudaSuccess);
-    std::memset(host_, 1, kBytes);
-  }
-  ~RuntimeTest() override {
-    TheDevices() = {};
-    EXPECT_EQ(cudaSetDevice(0), cudaSuccess);
-    EXPECT_EQ(cudaStreamDestroy(stream_), cudaSuccess);
-    EXPECT_EQ(cudaFree(device_), cudaSuccess);
-    EXPECT_EQ(cudaFreeHost(host_), cudaSuccess);
-  }
-  cudaError_t Up() { return cudaMemcpyAsync(device_, host_, kBytes, cudaMemcpyHostToDevice, stream_); }
-  cudaError_t Down() { return cudaMemcpyAsync(host_, device_, kBytes, cudaMemcpyDeviceToHost, stream_); }
-  // A graph of what `enqueue` does; how the capture ended.
-  template <typename Enqueue>
-  cudaError_t Capture(const Enqueue& enqueue, cudaStreamCaptureMode mode = cudaStreamCaptureModeThreadLocal) {
-    EXPECT_EQ(cudaStreamBeginCapture(stream_, mode), cudaSuccess);
-    enqueue();
-    cudaGraph_t graph = nullptr;
-    const cudaError_t error = cudaStreamEndCapture(stream_, &graph);
-    EXPECT_EQ(graph == nullptr, error != cudaSuccess);
-    if (graph != nullptr) {
-      EXPECT_EQ(cudaGraphInstantiate(&exec_, graph, 0), cudaSuccess);
-      EXPECT_EQ(cudaGraphDestroy(graph), cudaSuccess);
-    }
-    return error;
-  }
+void Nothing() {}
 
-  static constexpr size_t kBytes = 64;
-  cudaStream_t stream_ = nullptr;
-  char *device_ = nullptr, *host_ = nullptr;
-  cudaGraphExec_t exec_ = nullptr;
-};
-
-TEST_F(RuntimeTest, ACaptureRefusesWhatIsNotPutOnItsStreamAndIsSpoiledByIt) {
-  cudaEvent_t event = nullptr;
-  cudaStream_t other = nullptr;
-  ASSERT_EQ(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), cudaSuccess);
-  ASSERT_EQ(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking), cudaSuccess);
-  void* memory = nullptr;
-  char plain[kBytes] = {};
-  const std::function<cudaError_t()> calls[] = {
-      [&] { return cudaMalloc(&memory, 8); },
-      [&] { return cudaFree(device_); },
-      [&] { return cudaHostAlloc(&memory, 8, cudaHostAllocDefault); },
-      [&] { return cudaFreeHost(host_); },
-      [&] { return cudaMemcpy(device_, host_, 8, cudaMemcpyHostToDevice); },
-      [&] { return cudaMemcpyAsync(device_, plain, 8, cudaMemcpyHostToDevice, stream_); },
-      [&] { return cudaMemcpyAsync(plain, device_, 8, cudaMemcpyDeviceToHost, stream_); },
-      [&] { return cudaDeviceSynchronize(); },
-      [&] { return cudaStreamSynchronize(stream_); },
-      [&] { return cudaStreamSynchronize(other); },
-      [&] { return cudaEventQuery(event); },
-      [&] { return cudaEventSynchronize(event); },
-      [&] { return cudaStreamWaitEvent(stream_, event, 0); },
-      [&] { return cudaMemsetAsync(device_, 0, 8, nullptr); },
-  };
-  for (const auto& call : calls) {
-    EXPECT_EQ(Capture([&] { EXPECT_NE(call(), cudaSuccess) << &call - calls; }), cudaErrorStreamCaptureInvalidated)
-        << &call - calls;
-  }
-  EXPECT_EQ(Up(), cudaSuccess) << "the stream runs again";
-  EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
-  EXPECT_EQ(cudaEventDestroy(event), cudaSuccess);
-  EXPECT_EQ(cudaStreamDestroy(other), cudaSuccess);
+cudaError_t LaunchNothing(cudaStream_t stream) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = config.blockDim = dim3(1, 1, 1);
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, &Nothing);
 }
 
-TEST_F(RuntimeTest, AnotherThreadMayAllocateDuringACaptureOfItsThreadAlone) {
-  cudaError_t other = cudaSuccess;
-  const auto allocate = [&] {
-    std::thread([&] {
-      void* memory = nullptr;
-      other = cudaMalloc(&memory, 8);
-      if (other == cudaSuccess) other = cudaFree(memory);
-    }).join();
-  };
-  EXPECT_EQ(Capture(allocate), cudaSuccess);
-  EXPECT_EQ(other, cudaSuccess);
-  EXPECT_EQ(cudaGraphExecDestroy(exec_), cudaSuccess);
-  EXPECT_EQ(Capture(allocate, cudaStreamCaptureModeGlobal), cudaErrorStreamCaptureInvalidated);
-  EXPECT_EQ(other, cudaErrorStreamCaptureUnsupported);
-}
-
-TEST_F(RuntimeTest, WhatACopyFillsIsNotThereBeforeItIsMade) {
-  ASSERT_EQ(Up(), cudaSuccess);
-  ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
-  ASSERT_EQ(Down(), cudaSuccess);
-  EXPECT_EQ(static_cast<unsigned char>(host_[5]), 0xFF) << "not even where it had the same bytes before";
-  ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
-  EXPECT_EQ(host_[5], 1);
-}
-
-TEST_F(RuntimeTest, MemoryThatIsNotPinnedIsCopiedAtTheCall) {
-  char plain[kBytes] = {3};
-  ASSERT_EQ(cudaMemcpyAsync(device_, plain, kBytes, cudaMemcpyHostToDevice, stream_), cudaSuccess);
-  plain[0] = 4;
-  EXPECT_EQ(PendingWork(), 1u);
-  ASSERT_EQ(cudaMemcpyAsync(plain, device_, kBytes, cudaMemcpyDeviceToHost, stream_), cudaSuccess);
-  EXPECT_EQ(plain[0], 3);
-  EXPECT_EQ(PendingWork(), 0u);
-}
-
-TEST_F(RuntimeTest, CopiesStayInTheirAllocations) {
-  EXPECT_EQ(cudaMemcpyAsync(device_ + 1, host_, kBytes, cudaMemcpyHostToDevice, stream_), cudaErrorInvalidValue);
-  EXPECT_EQ(cudaMemsetAsync(device_, 0, kBytes + 1, stream_), cudaErrorInvalidValue);
-  EXPECT_EQ(cudaMemcpyAsync(host_, device_, kBytes, cudaMemcpyHostToDevice, stream_), cudaErrorInvalidValue)
-      << "the other way round";
-}
-
-TEST_F(RuntimeTest, AStreamIsOfItsDevice) {
+TEST(EmulatedRuntimeTest, AThreadHasItsOwnDeviceAndAKernelNeedsThatOfItsStream) {
   TheDevices().count = 2;
   ASSERT_EQ(cudaSetDevice(1), cudaSuccess);
-  EXPECT_EQ(cudaMemsetAsync(device_, 0, kBytes, stream_), cudaErrorInvalidResourceHandle);
-  std::thread([&] { EXPECT_EQ(Up(), cudaSuccess) << "a thread begins with device 0"; }).join();
-  ASSERT_EQ(cudaSetDevice(0), cudaSuccess);
-  EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
-}
-
-TEST_F(RuntimeTest, TimesAreOfEventsThatKeepThemAndHaveHappened) {
-  cudaEvent_t events[3] = {};
-  for (cudaEvent_t& event : events) {
-    const unsigned flags = &event == &events[2] ? cudaEventDisableTiming : cudaEventDefault;
-    ASSERT_EQ(cudaEventCreateWithFlags(&event, flags), cudaSuccess);
-    ASSERT_EQ(Up(), cudaSuccess);
-    ASSERT_EQ(cudaEventRecord(event, stream_), cudaSuccess);
-  }
-  float milliseconds = 0;
-  EXPECT_EQ(cudaEventElapsedTime(&milliseconds, events[0], events[1]), cudaErrorNotReady);
-  ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
-  EXPECT_EQ(cudaEventElapsedTime(&milliseconds, events[0], events[1]), cudaSuccess);
-  EXPECT_EQ(cudaEventElapsedTime(&milliseconds, events[0], events[2]), cudaErrorInvalidResourceHandle);
-  for (const cudaEvent_t event : events) EXPECT_EQ(cudaEventDestroy(event), cudaSuccess);
-}
-
-using RuntimeDeathTest = RuntimeTest;
-
-TEST_F(RuntimeDeathTest, PinnedMemoryThatChangesUnderACopyEndsTheTest) {
-  ASSERT_EQ(Up(), cudaSuccess);
-  EXPECT_DEATH(
-      {
-        host_[7] = 2;
-        static_cast<void>(cudaStreamSynchronize(stream_));
-      },
-      "changed before its copy");
-  ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
-}
-
-TEST_F(RuntimeDeathTest, PinnedMemoryThatIsFreedUnderACopyOrAGraphEndsTheTest) {
-  ASSERT_EQ(Down(), cudaSuccess);
-  EXPECT_DEATH(static_cast<void>(cudaFreeHost(host_)), "while a copy or a graph uses it");
-  ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
-  ASSERT_EQ(Capture([&] { EXPECT_EQ(Up(), cudaSuccess); }), cudaSuccess);
-  EXPECT_DEATH(static_cast<void>(cudaFreeHost(host_)), "while a copy or a graph uses it");
-  EXPECT_EQ(cudaGraphExecDestroy(exec_), cudaSuccess);
-}
-
-TEST_F(RuntimeDeathTest, AGraphThatIsStartedAfterItsMemoryIsFreedEndsTheTest) {
+  cudaStream_t stream = nullptr;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+  EXPECT_EQ(LaunchNothing(stream), cudaSuccess);
   void* memory = nullptr;
-  ASSERT_EQ(cudaMalloc(&memory, kBytes), cudaSuccess);
-  ASSERT_EQ(Capture([&] { EXPECT_EQ(cudaMemsetAsync(memory, 0, kBytes, stream_), cudaSuccess); }), cudaSuccess);
-  EXPECT_EQ(cudaGraphLaunch(exec_, stream_), cudaSuccess);
-  ASSERT_EQ(cudaFree(memory), cudaSuccess);
-  EXPECT_DEATH(static_cast<void>(cudaGraphLaunch(exec_, stream_)), "whose memory has been freed");
-  EXPECT_EQ(cudaGraphExecDestroy(exec_), cudaSuccess);
+  ASSERT_EQ(cudaMalloc(&memory, 100), cudaSuccess);
+  EXPECT_EQ(MemoryInUse(), 100u);
+  std::thread([stream, memory] {
+    int device = -1;
+    EXPECT_EQ(cudaGetDevice(&device), cudaSuccess);
+    EXPECT_EQ(device, 0);
+    EXPECT_EQ(LaunchNothing(stream), cudaErrorInvalidResourceHandle);
+    EXPECT_EQ(MemoryInUse(), 0u);
+    cudaPointerAttributes attributes = {};
+    EXPECT_EQ(cudaPointerGetAttributes(&attributes, static_cast<char*>(memory) + 99), cudaSuccess);
+    EXPECT_EQ(attributes.type, cudaMemoryTypeDevice);
+    EXPECT_EQ(attributes.device, 1);
+    char bus_id[16] = "";
+    EXPECT_EQ(cudaDeviceGetPCIBusId(bus_id, sizeof(bus_id), 1), cudaSuccess);
+    EXPECT_STREQ(bus_id, "0000:02:00.0");
+  }).join();
+  EXPECT_EQ(cudaFree(memory), cudaSuccess);
+  EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
+  EXPECT_EQ(cudaSetDevice(0), cudaSuccess);
+  TheDevices() = {};
+}
+
+TEST(EmulatedRuntimeTest, WorkThatIsUnderWayHoldsUpItsStreamAndNoOtherThread) {
+  cudaStream_t stream = nullptr;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+  std::atomic<bool> ended{false};
+  bool after = false;
+  EXPECT_EQ(Submit(stream, [&] { return ended ? cudaSuccess : cudaErrorNotReady; }), cudaSuccess);
+  EXPECT_EQ(Submit(stream,
+                   [&] {
+                     after = true;
+                     return cudaSuccess;
+                   }),
+            cudaSuccess);
+  EXPECT_EQ(cudaStreamQuery(stream), cudaErrorNotReady);
+  std::thread waiting([stream] { EXPECT_EQ(cudaStreamSynchronize(stream), cudaSuccess); });
+  EXPECT_EQ(LaunchNothing(nullptr), cudaSuccess);  // another thread's work goes on
+  EXPECT_FALSE(after);
+  ended = true;
+  waiting.join();
+  EXPECT_TRUE(after);
+  EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
+}
+
+// What the other process does; its exit code.
+int OpenAndAdd(const cudaIpcMemHandle_t& memory, const cudaIpcEventHandle_t& event) {
+  void* opened = nullptr;
+  cudaEvent_t copied = nullptr;
+  if (cudaIpcOpenMemHandle(&opened, memory, cudaIpcMemLazyEnablePeerAccess) != cudaSuccess) return 1;
+  if (cudaIpcOpenEventHandle(&copied, event) != cudaSuccess) return 2;
+  if (cudaEventSynchronize(copied) != cudaSuccess) return 3;
+  auto* const text = static_cast<char*>(opened);
+  if (std::strcmp(text, "written") != 0) return 4;
+  text[0] = 'W';
+  return cudaIpcCloseMemHandle(opened) == cudaSuccess && cudaEventDestroy(copied) == cudaSuccess ? 0 : 5;
+}
+
+TEST(EmulatedRuntimeTest, AnotherProcessSeesWhatACopyBroughtOnceItsEventHasHappened) {
+  cudaStream_t stream = nullptr;
+  cudaEvent_t event = nullptr;
+  void* memory = nullptr;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+  ASSERT_EQ(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventInterprocess), cudaSuccess);
+  ASSERT_EQ(cudaMalloc(&memory, 5000), cudaSuccess);
+  cudaIpcMemHandle_t memory_handle;
+  cudaIpcEventHandle_t event_handle;
+  EXPECT_EQ(cudaIpcGetMemHandle(&memory_handle, static_cast<char*>(memory) + 1), cudaErrorInvalidValue);
+  ASSERT_EQ(cudaIpcGetMemHandle(&memory_handle, memory), cudaSuccess);
+  ASSERT_EQ(cudaIpcGetEventHandle(&event_handle, event), cudaSuccess);
+  void* own = nullptr;
+  EXPECT_EQ(cudaIpcOpenMemHandle(&own, memory_handle, 0), cudaErrorInvalidValue);
+  int begun[2];
+  ASSERT_EQ(pipe(begun), 0);
+  const pid_t child = fork();  // before there is work that it would inherit
+  if (child == 0) {
+    char go = 0;
+    _exit(read(begun[0], &go, 1) == 1 ? OpenAndAdd(memory_handle, event_handle) : 6);
+  }
+  ASSERT_EQ(cudaMemcpyAsync(memory, "written", 8, cudaMemcpyHostToDevice, stream), cudaSuccess);
+  ASSERT_EQ(cudaEventRecord(event, stream), cudaSuccess);
+  ASSERT_EQ(write(begun[1], "!", 1), 1);
+  EXPECT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+  int state = 0;
+  ASSERT_EQ(waitpid(child, &state, 0), child);
+  EXPECT_EQ(WIFEXITED(state) ? WEXITSTATUS(state) : -1, 0);
+  EXPECT_STREQ(static_cast<char*>(memory), "Written");
+  EXPECT_EQ(cudaFree(memory), cudaSuccess);
+  EXPECT_EQ(cudaEventDestroy(event), cudaSuccess);
+  EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
 }
 
 }  // namespace
