@@ -12,6 +12,7 @@
 #include "engine/cuda/errors/device_check.h"
 #include "engine/cuda/owned_gemm.h"
 #include "engine/cuda/serving.h"
+#include "weight_sync/comm_device.h"
 
 namespace lockstep {
 namespace {
@@ -22,8 +23,8 @@ Numerics NumericsOf(const DevicePlanInputs& in) {
   return in.config.numerics() == "matched" ? Numerics::kMatched : Numerics::kNative;
 }
 
-// Rounded up to a power of two, as weight_sync/comm_device.h does.
-uint64_t StagingBytes(uint64_t bytes) { return std::bit_ceil(bytes); }
+// As weight_sync/comm_device.h rounds.
+uint64_t StagingBytes(uint64_t bytes) { return std::bit_ceil(std::max(bytes, kSmallestStaging)); }
 
 // Of one process with the transport of weight updates: NCCL has a bucket on either side, IPC two on the sender's.
 uint64_t TransportBytes(const DevicePlanInputs& in, bool sends) {

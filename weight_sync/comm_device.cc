@@ -27,7 +27,7 @@ absl::StatusOr<StagingPool::Buffer> StagingPool::Take(uint64_t bytes) {
     }
   }
   Buffer buffer;
-  buffer.bytes = std::bit_ceil(std::max<uint64_t>(bytes, 1 << 16));
+  buffer.bytes = std::bit_ceil(std::max(bytes, kSmallestStaging));
   absl::StatusOr<void*> memory = runtime_->Allocate(buffer.bytes);
   if (!memory.ok()) return memory.status();
   absl::StatusOr<void*> event = runtime_->MakeEvent();

@@ -15,6 +15,9 @@
 
 namespace lockstep {
 
+// The driver's unit: smaller allocations share one, and a handle of one (CUDA IPC) opens what lies beside it too.
+inline constexpr uint64_t kSmallestStaging = uint64_t{2} << 20;
+
 // Memory and event of a device that are used again by later groups: freeing device memory stops the whole device, and
 // what another process has opened must not be freed under it. Kept until the pool ends.
 class StagingPool {

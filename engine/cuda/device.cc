@@ -17,6 +17,7 @@ absl::StatusOr<DeviceMemory> ReadDeviceMemory() {
 
 absl::StatusOr<DeviceBuffer> DeviceBuffer::Allocate(size_t bytes, absl::string_view purpose) {
   DeviceBuffer buffer;
+  if (bytes == 0) return buffer;
   const cudaError_t error = cudaMalloc(&buffer.data_, bytes);
   if (error != cudaSuccess) {
     return DeviceStatus(error, {.what = absl::StrCat("allocating device memory for ", purpose), .bytes = bytes});
@@ -30,16 +31,20 @@ DeviceBuffer::~DeviceBuffer() {
 }
 
 absl::Status DeviceBuffer::Zero(const Stream& stream) const {
+  if (bytes_ == 0) return absl::OkStatus();
   return CudaStatus(cudaMemsetAsync(data_, 0, bytes_, stream.get()), "clearing device memory");
 }
 
 absl::StatusOr<PinnedBuffer> PinnedBuffer::Allocate(size_t bytes, absl::string_view purpose) {
   PinnedBuffer buffer;
+  if (bytes == 0) return buffer;
   const cudaError_t error = cudaHostAlloc(&buffer.data_, bytes, cudaHostAllocDefault);
-  if (error != cudaSuccess) {
+  if (error == cudaErrorMemoryAllocation) {
     static_cast<void>(cudaGetLastError());
-    return DeviceStatus(error, {.what = absl::StrCat("allocating ", bytes, " bytes of pinned memory for ", purpose)});
+    return absl::ResourceExhaustedError(absl::StrCat("allocating pinned memory for ", purpose, ": the machine has no ",
+                                                     SizeText(bytes), " of its own memory that can be pinned"));
   }
+  if (error != cudaSuccess) return CudaStatus(error, absl::StrCat("allocating pinned memory for ", purpose));
   buffer.bytes_ = bytes;
   return buffer;
 }
@@ -92,16 +97,21 @@ absl::Status Stream::WaitFor(const Event& event) const {
   return CudaStatus(cudaStreamWaitEvent(stream_, event.get(), 0), "waiting for an event on the device");
 }
 
+absl::Status Stream::Copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, const char* doing) const {
+  if (bytes == 0) return absl::OkStatus();  // the addresses may be null
+  return CudaStatus(cudaMemcpyAsync(to, from, bytes, kind, stream_), doing);
+}
+
 absl::Status Stream::CopyToDevice(void* device, const void* host, size_t bytes) const {
-  return CudaStatus(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_), "copying to the device");
+  return Copy(device, host, bytes, cudaMemcpyHostToDevice, "copying to the device");
 }
 
 absl::Status Stream::CopyToHost(void* host, const void* device, size_t bytes) const {
-  return CudaStatus(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_), "copying from the device");
+  return Copy(host, device, bytes, cudaMemcpyDeviceToHost, "copying from the device");
 }
 
 absl::Status Stream::CopyOnDevice(void* to, const void* from, size_t bytes) const {
-  return CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copying on the device");
+  return Copy(to, from, bytes, cudaMemcpyDeviceToDevice, "copying on the device");
 }
 
 absl::StatusOr<Graph> Graph::Capture(const Stream& stream, absl::FunctionRef<absl::Status()> enqueue) {

@@ -151,6 +151,7 @@ class Stream {
   cudaStream_t get() const { return stream_; }
 
  private:
+  absl::Status Copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, const char* doing) const;
   cudaStream_t stream_ = nullptr;
 };
 

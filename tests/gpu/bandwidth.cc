@@ -1,11 +1,14 @@
-// Each memory-bound kernel at a size that no cache holds, as a fraction of the copy bandwidth measured in the same run.
-// The bytes of a kernel are those that it must read and write once; they stand beside its name below.
+// Each memory-bound kernel at a size that no cache holds, as a fraction of the copy bandwidth measured in the same run;
+// where one call has fewer bytes than that, calls take turns over more. The bytes of a kernel are those that it must
+// read and write once; they stand beside its name below.
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -25,7 +28,7 @@ void Must(cudaError_t error, const char* what) {
   std::exit(1);
 }
 
-// Device bytes, zeroed: the kernels' speed does not depend on the values, but for the sampler's walk. Freed at exit.
+// Device bytes, zeroed: for most kernels here the values do not matter. Freed at exit.
 void* Bytes(int64_t count) {
   void* data = nullptr;
   Must(cudaMalloc(&data, static_cast<size_t>(count)), "cudaMalloc");
@@ -34,6 +37,29 @@ void* Bytes(int64_t count) {
 }
 Tensor Matrix(DType dtype, int64_t rows, int64_t cols) {
   return Tensor(Bytes(rows * cols * static_cast<int64_t>(DTypeSize(dtype))), dtype, rows, cols);
+}
+
+// Values about normal, the same again and again: where the values matter (which experts, which tokens), and for
+// products, whose rate is higher over zeros, since they draw less power.
+template <typename T>
+void Randomize(void* data, int64_t count, float sigma) {
+  static std::mt19937 random(1);
+  std::normal_distribution<float> normal(0, sigma);
+  std::vector<T> values(static_cast<size_t>(std::min<int64_t>(count, int64_t{1} << 20)));
+  for (T& value : values) value = static_cast<T>(normal(random));
+  for (int64_t at = 0; at < count; at += static_cast<int64_t>(values.size())) {
+    const size_t some = std::min(values.size(), static_cast<size_t>(count - at));
+    Must(cudaMemcpy(static_cast<T*>(data) + at, values.data(), some * sizeof(T), cudaMemcpyHostToDevice), "copy");
+  }
+}
+Tensor RandomMatrix(DType dtype, int64_t rows, int64_t cols, float sigma = 1) {
+  const Tensor matrix = Matrix(dtype, rows, cols);
+  if (dtype == DType::kF32) {
+    Randomize<float>(matrix.data, rows * cols, sigma);
+  } else {
+    Randomize<__half>(matrix.data, rows * cols, sigma);
+  }
+  return matrix;
 }
 
 // Median of the repeats, in seconds.
@@ -81,23 +107,26 @@ void MeasureAttention(Numerics numerics, const char* name) {
   for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int32_t>(i * 7919 % table.size());
   for (size_t i = 0; i < sequences.size(); ++i) sequences[i] = static_cast<int32_t>(i);
   const std::vector<int32_t> last(static_cast<size_t>(batch), static_cast<int32_t>(context - 1));
-  const int64_t kv_bytes = 2 * batch * context * narrow;
-  const PagedView view = {
-      upload(table), context / kPageTokens, upload(sequences), upload(last), Bytes(kv_bytes), Bytes(kv_bytes), batch};
+  const Tensor keys = RandomMatrix(half, batch * context, narrow), values = RandomMatrix(half, batch * context, narrow);
+  const PagedView view = {upload(table), context / kPageTokens, upload(sequences), upload(last), keys.data, values.data,
+                          batch};
   for (const int64_t rows : {int64_t{1}, int64_t{8}, batch}) {
-    PagedView some = view;
-    some.decode_rows = rows;
-    const Tensor q = Matrix(half, rows, wide), out = Matrix(half, rows, wide);
+    const Tensor q = RandomMatrix(half, rows, wide), out = Matrix(half, rows, wide);
     void* scratch = Bytes(AttentionPagedScratchBytes(shape, half, rows, context - 1, numerics) + 16);
     char text[64];
     std::snprintf(text, sizeof(text), "decode %d x 4096 %s", static_cast<int>(rows), name);
-    Row(text, 4.0 * static_cast<double>(rows * context * narrow),
-        [&] { return AttentionPaged(shape, q, some, context - 1, numerics, scratch, out, {}); });
+    int64_t call = 0;  // each one takes other sequences
+    Row(text, 4.0 * static_cast<double>(rows * context * narrow), [&] {
+      PagedView some = view;
+      some.decode_rows = rows;
+      some.row_sequence += call++ * rows % batch;
+      return AttentionPaged(shape, q, some, context - 1, numerics, scratch, out, {});
+    });
   }
   const int64_t t = 16384, length = 4096;
-  const Tensor q = Matrix(half, t, wide), k = Matrix(half, t, narrow), v = Matrix(half, t, narrow),
+  const Tensor q = RandomMatrix(half, t, wide), k = RandomMatrix(half, t, narrow), v = RandomMatrix(half, t, narrow),
                out = Matrix(half, t, wide), lse = Matrix(DType::kF32, t, shape.num_heads),
-               d_out = Matrix(half, t, wide), d_q = Matrix(half, t, wide), d_k = Matrix(half, t, narrow),
+               d_out = RandomMatrix(half, t, wide), d_q = Matrix(half, t, wide), d_k = Matrix(half, t, narrow),
                d_v = Matrix(half, t, narrow);
   const int32_t* cu = upload({0, 4096, 8192, 12288, 16384});
   float* scratch = static_cast<float*>(Bytes(AttentionBackwardScratch(shape, t) * 4));
@@ -150,7 +179,7 @@ void Measure() {
 
   // 8 of 128 experts, as many slots as tokens above; the slots of a token lie apart.
   const int64_t experts = 128, top_k = 8, moe_tokens = t / top_k;
-  const Tensor router = Matrix(DType::kF32, moe_tokens, experts), combined = Matrix(half, moe_tokens, d);
+  const Tensor router = RandomMatrix(DType::kF32, moe_tokens, experts), combined = Matrix(half, moe_tokens, d);
   int32_t* chosen = static_cast<int32_t*>(Bytes(t * 4));
   float *chosen_weights = static_cast<float*>(Bytes(t * 4)), *dots = static_cast<float*>(Bytes(t * 4));
   int32_t *slots = static_cast<int32_t*>(Bytes(t * 4)), *slot_tokens = static_cast<int32_t*>(Bytes(t * 4));
@@ -171,15 +200,14 @@ void Measure() {
   Row("low_rank_backward", 4.0 * size(t * d * 2), [&] { return LowRankBackward(out, x, a, b, 1, a, b, products, {}); });
 
   const int64_t logit_rows = 512;
-  const Tensor logits = Matrix(DType::kF32, logit_rows, vocabulary);
+  const Tensor logits = RandomMatrix(DType::kF32, logit_rows, vocabulary, 3);
   const std::vector<float> ones(static_cast<size_t>(logit_rows), 1.0f);
-  float* inverse = static_cast<float*>(Bytes(logit_rows * 4));
+  float *inverse = static_cast<float*>(Bytes(logit_rows * 4)), *lse = static_cast<float*>(Bytes(logit_rows * 4));
   Must(cudaMemcpy(inverse, ones.data(), ones.size() * 4, cudaMemcpyHostToDevice), "copy");
   LogitState* states = static_cast<LogitState*>(Bytes(logit_rows * static_cast<int64_t>(sizeof(LogitState))));
   const double logit_bytes = size(logit_rows * vocabulary * 4);
   Row("log_prob_accumulate", logit_bytes, [&] { return LogProbAccumulate(logits, 0, index, inverse, states, {}); });
-  Row("log_prob_gradient", 2 * logit_bytes,
-      [&] { return LogProbGradient(logits, 0, index, inverse, inverse, inverse, {}); });
+  Must(LogProbFinish(states, logit_rows, nullptr, nullptr, lse, {}), "log_prob_finish");
 
   const int64_t samples = 64;
   std::vector<SamplingRow> plain(samples), cut(samples);
@@ -190,9 +218,14 @@ void Measure() {
   int32_t* tokens = static_cast<int32_t*>(Bytes(samples * 4));
   for (const auto* rows_of : {&plain, &cut}) {
     Must(cudaMemcpy(sampling, rows_of->data(), samples * sizeof(SamplingRow), cudaMemcpyHostToDevice), "copy");
-    Row(rows_of == &plain ? "sample, 64 rows" : "sample top_p, 64 rows", size(samples * vocabulary * 4),
-        [&] { return Sample(logits.Rows(0, samples), sampling, inverse, tokens, log_probs, sample_scratch, {}); });
+    int64_t call = 0;  // each one takes other rows
+    Row(rows_of == &plain ? "sample, 64 rows" : "sample top_p, 64 rows", size(samples * vocabulary * 4), [&] {
+      const int64_t first = call++ * samples % logit_rows;
+      return Sample(logits.Rows(first, samples), sampling, lse + first, tokens, log_probs, sample_scratch, {});
+    });
   }
+  Row("log_prob_gradient", 2 * logit_bytes,
+      [&] { return LogProbGradient(logits, 0, index, inverse, inverse, lse, {}); });
 
   const int64_t n = int64_t{1} << 28;
   float *param = static_cast<float*>(Bytes(n * 4)), *m = static_cast<float*>(Bytes(n * 4));

@@ -44,4 +44,11 @@ for program in "$folder"/bin/*; do
     [[ $library =~ /(libc|libm|libdl|libpthread|librt|libresolv|ld-linux-x86-64)\.so ]] || fail "${program##*/} takes $library"
   done < <("${clean[@]}" LD_LIBRARY_PATH="$folder/lib" ldd "$program" | sed -nE 's|.*=> (/[^ ]+) .*|\1|p' | grep -v "^$folder/")
 done
+# Those that run_all gives to compute-sanitizer find the folder's libraries by themselves.
+for name in cases engine_probe; do
+  while IFS= read -r library; do
+    [[ $library == "$folder"/* || $library =~ /(libc|libm|libdl|libpthread|librt|libresolv|ld-linux-x86-64)\.so ]] ||
+      fail "$name takes $library where LD_LIBRARY_PATH is not set"
+  done < <("${clean[@]}" ldd "$folder/bin/$name" | sed -nE 's|.*=> (/[^ ]+) .*|\1|p')
+done
 exit "$failed"

@@ -1,21 +1,23 @@
 #!/usr/bin/env python3
 """PyTorch beside tests/gpu/bench, on the same device: the same shapes with random weights, the same tables.
 
-decode    a hand-written loop: fused qkv and gate_up weights, a preallocated KV cache, scaled_dot_product_attention,
-          a Gumbel draw and its log-prob on the device, all of a step in one CUDA graph. Its attention always reads
-          exactly `context` keys, without a mask, which is the best that torch's kernels can be given.
+decode    a hand-written loop: fused qkv and gate_up weights, a preallocated KV cache, scaled_dot_product_attention by
+          the fastest of its kernels, a Gumbel draw and its log-prob on the device, all of a step in one CUDA graph. Its
+          attention always reads exactly `context` keys, without a mask, which is the best that torch's kernels can be
+          given.
 training  FP32 parameters under autocast (FP16 with a GradScaler), scaled_dot_product_attention, cross-entropy in chunks
           of tokens that are computed again in the backward pass (the logits of all tokens would not fit), clipping,
-          fused AdamW. torch.compile of the layers (decode: of norms, rotary embedding and SwiGLU) unless --eager.
+          fused AdamW. torch.compile of layers, draw and loss unless --eager, or where it does not work.
 
     tests/gpu/peer_torch.py [--dtype fp16|bf16] [--shapes A,B] [--batches 1,8,64,256] [--context N]
                             [--train-tokens N] [--train-length N] [--eager] [--out FILE]
-    tests/gpu/peer_torch.py --check [--eager]      on the CPU: the loop against the whole forward pass, chunks against one loss
+    tests/gpu/peer_torch.py --check [--eager]      on the CPU: the loop against the whole pass, chunks against one loss
 
 Exit 0: every row was measured. 1: some could not be. 77: torch, or a device for it, is not there; one line.
 """
 
 import argparse
+import contextlib
 import math
 import statistics
 import sys
@@ -26,6 +28,7 @@ try:
     import torch._dynamo
     import torch.nn.functional as F
     import torch.utils.checkpoint
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 except ImportError as error:
     print(f"no PyTorch: {error}")
     sys.exit(77)
@@ -107,35 +110,56 @@ def swiglu(gate_up):
     return F.silu(gate) * up
 
 
-class Pointwise:
-    """What torch.compile can fuse in a step whose attention it does not see."""
-
-    def __init__(self, fuse):
-        torch._dynamo.reset()  # one set of shapes at a time, so that none meets the limit of recompilations
-        made = [torch.compile(part, dynamic=False) if fuse else part for part in (rms_norm, rotate, swiglu)]
-        self.rms_norm, self.rotate, self.swiglu = made
-
-
-def layer_forward(ops, shape, layer, x, cos, sin, attend):
+def layer_forward(shape, layer, x, cos, sin, attend):
     """One layer of x [B, T, D]; attend(q [B, H, T, E], k and v [B, G, T, E]) gives [B, H, T, E]."""
     rows, length, _ = x.shape
-    qkv = F.linear(ops.rms_norm(x, layer.input_norm), layer.qkv, layer.qkv_bias)
+    qkv = F.linear(rms_norm(x, layer.input_norm), layer.qkv, layer.qkv_bias)
     heads = qkv.view(rows, length, -1, shape.head_dim).transpose(1, 2)
     q, k, v = heads.split((shape.heads, shape.kv_heads, shape.kv_heads), 1)
-    out = attend(ops.rotate(q, cos, sin), ops.rotate(k, cos, sin), v)
+    out = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
     x = x + F.linear(out.transpose(1, 2).reshape(rows, length, -1), layer.o)
-    return x + F.linear(ops.swiglu(F.linear(ops.rms_norm(x, layer.post_norm), layer.gate_up)), layer.down)
-
-
-def causal(q, k, v):
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-
-
-PLAIN = Pointwise(False)
+    return x + F.linear(swiglu(F.linear(rms_norm(x, layer.post_norm), layer.gate_up)), layer.down)
 
 
 def training_layer(shape, layer, x, cos, sin):
-    return layer_forward(PLAIN, shape, layer, x, cos, sin, causal)
+    def attend(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    return layer_forward(shape, layer, x, cos, sin, attend)
+
+
+def decode_layer(shape, layer, x, cos, sin, keys, values):
+    """Of one new token a row; keys, values [B, G, context, E] get its key and value as their last."""
+
+    def attend(q, k, v):
+        keys[:, :, -1:] = k
+        values[:, :, -1:] = v
+        return F.scaled_dot_product_attention(q, keys, values, enable_gqa=True)
+
+    return layer_forward(shape, layer, x, cos, sin, attend)
+
+
+def logits_of(x, norm, output):
+    return F.linear(rms_norm(x, norm), output)[:, 0].float()
+
+
+def draw(x, norm, output, uniform):
+    """A token from each row of the last hidden states x [B, 1, D], by Gumbel noise of uniform [B, V]; its log-prob."""
+    log_probs = torch.log_softmax(logits_of(x, norm, output), -1)
+    noise = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
+    drawn = (log_probs + noise).argmax(-1)
+    return drawn, log_probs.gather(1, drawn[:, None])[:, 0]
+
+
+def loss_part(rows, output, wanted):
+    return F.cross_entropy(F.linear(rows, output).float(), wanted, reduction="sum")
+
+
+def compiled(parts, fuse):
+    """`parts` by torch.compile, for one set of shapes: what an earlier call compiled is forgotten, so that none meets
+    the limit of recompilations."""
+    torch._dynamo.reset()
+    return [torch.compile(part, dynamic=False) if fuse else part for part in parts]
 
 
 class Clock:
@@ -167,36 +191,47 @@ class Decoder:
     """Decode steps of `batch` sequences that have `context` - 1 keys already; each step writes key `context` - 1."""
 
     def __init__(self, shape, weights, batch, context, device, dtype, fuse):
-        self.shape, self.weights, self.context = shape, weights, context
+        self.shape, self.weights = shape, weights
         size = (shape.layers, batch, shape.kv_heads, context, shape.head_dim)
         self.keys, self.values = (torch.randn(size, device=device, dtype=dtype) for _ in range(2))
         self.tokens = torch.arange(batch, device=device) * 7919 % shape.vocabulary
         self.log_probs = torch.zeros(batch, device=device)
         cos, sin = rotary_table(shape, device)
         self.cos, self.sin = cos[context - 1], sin[context - 1]
-        self.ops = Pointwise(fuse)
+        self.layer, self.draw = compiled((decode_layer, draw), fuse)
+        self.attention = contextlib.nullcontext
         self.graph = None
 
+    def choose_attention(self, clock):
+        """The fastest of torch's attention kernels for these shapes; returns its name."""
+        keys, values = self.keys[0], self.values[0]
+        q = torch.randn(keys.shape[0], self.shape.heads, 1, self.shape.head_dim, device=keys.device, dtype=keys.dtype)
+        best, name = math.inf, "default"
+        for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+            try:
+                with torch.no_grad(), sdpa_kernel(backend):
+                    seconds = clock.median(lambda: F.scaled_dot_product_attention(q, keys, values, enable_gqa=True))
+            except RuntimeError:  # it does not take them
+                continue
+            if seconds < best:
+                best, name = seconds, backend.name
+                self.attention = lambda backend=backend: sdpa_kernel(backend)
+        return name
+
     @torch.no_grad()
-    def logits(self):
+    def hidden(self):
         x = F.embedding(self.tokens, self.weights.embed)[:, None]
-        for i, layer in enumerate(self.weights.layers):
-            keys, values = self.keys[i], self.values[i]
-
-            def attend(q, k, v, keys=keys, values=values):
-                keys[:, :, self.context - 1 :] = k
-                values[:, :, self.context - 1 :] = v
-                return F.scaled_dot_product_attention(q, keys, values, enable_gqa=True)
-
-            x = layer_forward(self.ops, self.shape, layer, x, self.cos, self.sin, attend)
-        return F.linear(rms_norm(x, self.weights.final_norm), self.weights.embed)[:, 0]
+        with self.attention():
+            for layer, keys, values in zip(self.weights.layers, self.keys, self.values):
+                x = self.layer(self.shape, layer, x, self.cos, self.sin, keys, values)
+        return x
 
     @torch.no_grad()
     def step(self):
-        log_probs = torch.log_softmax(self.logits().float(), -1)
-        noise = -torch.log(-torch.log(torch.rand_like(log_probs).clamp_(1e-20, 1 - 1e-7)))
-        drawn = (log_probs + noise).argmax(-1)
-        self.log_probs.copy_(log_probs.gather(1, drawn[:, None])[:, 0])
+        x = self.hidden()
+        uniform = torch.rand(x.shape[0], self.shape.vocabulary, device=x.device)
+        drawn, log_probs = self.draw(x, self.weights.final_norm, self.weights.embed, uniform)
+        self.log_probs.copy_(log_probs)
         self.tokens.copy_(drawn)
 
     def capture(self):
@@ -218,16 +253,12 @@ class Decoder:
                 self.graph.replay()
 
 
-def chunked_loss(hidden, output, targets, chunk):
+def chunked_loss(part, hidden, output, targets, chunk):
     """Mean cross-entropy of hidden [T, D]; the logits of a chunk of rows exist at a time, forward and backward."""
-
-    def part(rows, wanted):
-        return F.cross_entropy(F.linear(rows, output).float(), wanted, reduction="sum")
-
     total = hidden.new_zeros((), dtype=torch.float32)
     for begin in range(0, hidden.shape[0], chunk):
         rows, wanted = hidden[begin : begin + chunk], targets[begin : begin + chunk]
-        total = total + torch.utils.checkpoint.checkpoint(part, rows, wanted, use_reentrant=False)
+        total = total + torch.utils.checkpoint.checkpoint(part, rows, output, wanted, use_reentrant=False)
     return total / targets.numel()
 
 
@@ -240,9 +271,10 @@ class Trainer:
         self.tokens = torch.randint(shape.vocabulary, (sequences, length), generator=generator).to(device)
         cos, sin = rotary_table(shape, device)
         self.cos, self.sin = cos[:length], sin[:length]
-        torch._dynamo.reset()
-        self.layer = torch.compile(training_layer, dynamic=False) if fuse else training_layer
-        self.optimizer = torch.optim.AdamW(weights.parameters(), lr=1e-6, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+        self.layer, self.part = compiled((training_layer, loss_part), fuse)
+        self.optimizer = torch.optim.AdamW(
+            weights.parameters(), lr=1e-6, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+        )
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
     def loss(self):
@@ -251,7 +283,7 @@ class Trainer:
             for layer in self.weights.layers:
                 x = self.layer(self.shape, layer, x, self.cos, self.sin)
             hidden = rms_norm(x, self.weights.final_norm)[:, :-1].reshape(-1, self.shape.hidden)
-            return chunked_loss(hidden, self.weights.embed, self.tokens[:, 1:].reshape(-1), 2048)
+            return chunked_loss(self.part, hidden, self.weights.embed, self.tokens[:, 1:].reshape(-1), 2048)
 
     def step(self):
         self.optimizer.zero_grad(set_to_none=True)
@@ -260,6 +292,17 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.weights.parameters(), 1.0)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+    def settle(self, most=40):
+        """Steps until the loss scale holds for three: a step that is skipped is a short one."""
+        held, scale = 0, self.scaler.get_scale()
+        for _ in range(most):
+            self.step()
+            held = held + 1 if self.scaler.get_scale() >= scale else 0
+            scale = self.scaler.get_scale()
+            if held == 3:
+                return
+        raise RuntimeError(f"the gradient is not finite at a loss scale of {scale}")
 
 
 class Tables:
@@ -310,14 +353,15 @@ def bench_decode(name, options, clock, device, dtype, limits, tables):
     for batch in options.batches:
         try:
             decoder = Decoder(shape, weights, batch, options.context, device, dtype, not options.eager)
+            attention = decoder.choose_attention(clock)
             if device.type == "cuda":
                 decoder.capture()
             seconds = clock.median(lambda: decoder.run(DECODE_STEPS)) / DECODE_STEPS
             by_bytes = shape.decode_bytes(batch, options.context) / copy
             by_flop = shape.decode_flop(batch, options.context) / matrix
             tables.row(
-                ["torch", str(batch), f"{seconds * 1e3:.3f} ms", f"{batch / seconds:.0f}", f"{by_bytes * 1e3:.3f} ms",
-                 f"{by_bytes / seconds * 100:.0f}%", f"{by_flop * 1e3:.3f} ms", ""]
+                [f"torch, {attention.lower()}", str(batch), f"{seconds * 1e3:.3f} ms", f"{batch / seconds:.0f}",
+                 f"{by_bytes * 1e3:.3f} ms", f"{by_bytes / seconds * 100:.0f}%", f"{by_flop * 1e3:.3f} ms", ""]
             )  # fmt: skip
             del decoder
         except RuntimeError as error:  # out of memory among them
@@ -336,7 +380,11 @@ def bench_train(name, options, clock, device, dtype, limits, tables):
     try:
         weights = Weights(shape, device, torch.float32)
         trainer = Trainer(shape, weights, sequences, options.train_length, dtype, device, not options.eager)
+        trainer.settle()
+        scale = trainer.scaler.get_scale()
         seconds = clock.median(trainer.step)
+        if trainer.scaler.get_scale() < scale:
+            raise RuntimeError("a step was skipped while it was measured: its gradient was not finite")
         with torch.no_grad():
             forward = clock.median(trainer.loss)
         flop = shape.training_flop(sequences, options.train_length)
@@ -372,7 +420,9 @@ def check(fuse):
         if keys is not None:
             decoder.keys[:, :, :, : context - 1], decoder.values[:, :, :, : context - 1] = keys, values
         decoder.tokens = tokens[:, context - 1]
-        worst = max(worst, (decoder.logits() - expected[:, context - 1]).abs().max().item())
+        with torch.no_grad():
+            logits = logits_of(decoder.hidden(), weights.final_norm, weights.embed)
+        worst = max(worst, (logits - expected[:, context - 1]).abs().max().item())
         keys, values = decoder.keys, decoder.values
     assert worst < 1e-4, worst
     print(f"decode step by step against the whole forward pass: largest difference of a logit {worst:.1e}")
@@ -385,7 +435,7 @@ def check(fuse):
     hidden = torch.randn(50, shape.hidden, requires_grad=True)
     targets = torch.randint(shape.vocabulary, (50,))
     grads = []
-    for loss in (chunked_loss(hidden, weights.embed, targets, 16),
+    for loss in (chunked_loss(loss_part, hidden, weights.embed, targets, 16),
                  F.cross_entropy(F.linear(hidden, weights.embed), targets)):  # fmt: skip
         grads.append((loss.detach(), *torch.autograd.grad(loss, (hidden, weights.embed))))
     for ours, plain in zip(*grads):
@@ -440,7 +490,14 @@ def main():
     device, tables = torch.device("cuda"), Tables(options.out)
     clock = Clock(device)
     dtype = torch.float16 if options.dtype == "fp16" else torch.bfloat16
-    tables.line(f"\nPyTorch {torch.__version__}, {'eager' if options.eager else 'torch.compile of the layers'}.")
+    if not options.eager:
+        try:
+            compiled((swiglu,), True)[0](torch.ones(4, 4, device=device))
+        except Exception as error:  # whatever it lacks: a C compiler, Triton
+            tables.line(f"\ntorch.compile does not work here: {str(error).splitlines()[0]}")
+            options.eager = True
+    how = "eager" if options.eager else "torch.compile of layers, draw and loss"
+    tables.line(f"\nPyTorch {torch.__version__}, {how}.")
     limits = measure_limits(clock, device, dtype, tables)
     for name in options.shapes:
         bench_decode(name, options, clock, device, dtype, limits, tables)

@@ -45,7 +45,7 @@ CASES="$cases | sed 's/^swiglu fp16 ./swiglu fp16 z/'"
 flags=--only=results,kernels
 expect 1 "FAIL results: exit code 1; results.log ends with: 1 of $total results differ" "PASS kernels" "1 passed, 1 failed, 0 skipped"
 CASES="exit 1"
-expect 1 "the cases did not run"
+expect 1 "the cases did not run to their end without an error; they gave 0 results"
 PROBE="echo no CUDA device: none; exit 77"
 expect 77 "no CUDA device"
 flags=--only=nothing
@@ -69,7 +69,7 @@ program bandwidth "echo 'copy 1 us 2 GB/s'"
 program bench "exec $bench --tiny \"\$@\""
 program ipc_switch "exec $ipc 1000000 1"
 program sync_probe "echo NCCL and IPC work"
-printf '#!/bin/sh\nwhile [ "$1" != env ]; do shift; done\nexec "$@"\n' > "$work/cuda/bin/compute-sanitizer"
+printf '#!/bin/sh\nwhile [ "${1#/}" = "$1" ]; do shift; done\nexec "$@"\n' > "$work/cuda/bin/compute-sanitizer"
 chmod +x "$work/cuda/bin/compute-sanitizer"
 expect 0 "- commit: c0ffee" "PASS results: $total" "PASS racecheck: $total" "PASS engine: the engine ran" "PASS engine_memcheck" \
   "SKIP native: no cuBLASLt" "PASS sync: NCCL" "PASS ipc" "SKIP end_to_end_fp16: the services are not in this folder" "PASS kernels" "PASS bench"
@@ -82,6 +82,26 @@ program engine_probe "sleep 60"
 export LOCKSTEP_PART_SECONDS=1
 flags=--only=sync,engine,native,kernels
 expect 1 "FAIL sync: exit code 1; sync.log ends with: it broke" "FAIL engine: not done within 1 s" "SKIP native" "PASS kernels" "1 passed, 2 failed, 1 skipped"
+
+# Time that is over ends a part and leaves the others, and the next call goes on with them on the same page.
+export LOCKSTEP_PART_SECONDS=60
+rm -r "$work/out"
+flags="--only=results,engine,sync,kernels --seconds=4"
+program sync_probe "echo NCCL and IPC work"
+expect 0 "PASS results" "LATE engine: not done in the " "LATE sync: not begun: 4 s are over" "left for another call: --only=engine,sync,kernels" \
+  "1 passed, 0 failed, 0 skipped"
+program engine_probe "exec $engine"
+flags="--only=results,engine,sync,kernels --rest"
+expect 0 "PASS engine" "PASS sync" "PASS kernels" "3 passed, 0 failed, 0 skipped"
+[[ $output == *"PASS results"* ]] && { echo "FAIL: --rest does again what is done"; failed=1; }
+for text in "| results | PASS | $total" "| engine | PASS |" "| sync | PASS |"; do
+  grep -qF -- "$text" "$work/out/results.md" || { echo "FAIL: no '$text' in:"; cat "$work/out/results.md"; failed=1; }
+done
+(($(grep -c '^- commit:' "$work/out/results.md") == 1)) || { echo "FAIL: the page says the commit more than once"; failed=1; }
+flags=--seconds=soon
+expect 1 "'--seconds=soon' is unknown"
+flags=
+
 echo 9.99 > "$work/packed/needs_glibc"
 expect 77 "need the C library 9.99"
 exit "$failed"

@@ -54,9 +54,12 @@ int Probe() {
                  static_cast<double>(expected));
     return 1;
   }
-  std::printf("%d CUDA device(s); 0: %s, sm_%d%d, driver %d.%d, runtime %d.%d; a kernel ran\n", count, properties.name,
-              properties.major, properties.minor, driver / 1000, driver % 1000 / 10, runtime / 1000,
-              runtime % 1000 / 10);
+  // What is not free where nothing else runs is this process's context.
+  size_t free_bytes = 0, total_bytes = 0;
+  cudaMemGetInfo(&free_bytes, &total_bytes);
+  std::printf("%d CUDA device(s); 0: %s, sm_%d%d, driver %d.%d, runtime %d.%d, %zu of %zu MiB free; a kernel ran\n",
+              count, properties.name, properties.major, properties.minor, driver / 1000, driver % 1000 / 10,
+              runtime / 1000, runtime % 1000 / 10, free_bytes >> 20, total_bytes >> 20);
   return 0;
 }
 

@@ -29,8 +29,8 @@ cudaError_t ErrorOf(cublasStatus_t status) {
       return cudaErrorLaunchFailure;
     case CUBLAS_STATUS_NOT_SUPPORTED:
       return cudaErrorNotSupported;
-    default:
-      return cudaErrorUnknown;
+    default:  // of the library or of the context, and none of them says that the device itself is lost
+      return cudaErrorLaunchFailure;
   }
 }
 
