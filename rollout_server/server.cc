@@ -69,16 +69,20 @@ absl::StatusOr<std::unique_ptr<RolloutServer>> RolloutServer::Start(const Rollou
   server->service_ = std::make_unique<RolloutService>(
       stream_options, Identity(options, stream_options.limits, *weights, server->metrics_address_), server->loop_.get(),
       &server->metrics_, options.on_drain);
-  server->receiver_ =
-      MakeWeightReceiver({.config = weights->config,
-                          .dtype = weights->dtype,
-                          .initial_epoch = weights->epoch,
-                          .initial_version = weights->version,
-                          .transports = options.transports,
-                          .metrics = &server->registry_},
-                         [self](std::shared_ptr<const Weights> next, const std::string& in_flight) {
-                           return self->loop_->Flip(std::move(next), in_flight, absl::Seconds(kFlipTimeoutSeconds));
-                         });
+  server->receiver_ = MakeWeightReceiver(
+      {.config = weights->config,
+       .dtype = weights->dtype,
+       .initial_epoch = weights->epoch,
+       .initial_version = weights->version,
+       .transports = options.transports,
+       .metrics = &server->registry_},
+      [self](std::shared_ptr<const WeightSet> next, const std::string& in_flight) -> absl::StatusOr<double> {
+        auto weights = std::dynamic_pointer_cast<const Weights>(next);
+        if (weights == nullptr) {
+          return absl::InternalError("the switch was given a set that is not in host memory");
+        }
+        return self->loop_->Flip(std::move(weights), in_flight, absl::Seconds(kFlipTimeoutSeconds));
+      });
 
   EnableHealthAndReflection();
   grpc::ServerBuilder builder;

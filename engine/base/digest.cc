@@ -1,6 +1,8 @@
 #include "engine/base/digest.h"
 
+#include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "absl/strings/str_format.h"
 
@@ -32,6 +34,16 @@ uint64_t Digest(const void* data, size_t bytes, uint64_t seed) {
   uint64_t state = Mix(seed, bytes);
   for (int i = 0; i < 4; ++i) state = Mix(Mix(state, lanes[i]) + 1, tail[i]) + kMultiplier;
   return Mix(state, kMultiplier);
+}
+
+uint64_t BlockDigest(const void* data, size_t bytes) {
+  const char* p = static_cast<const char*>(data);
+  std::vector<uint64_t> blocks(DigestBlocks(bytes));
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const size_t begin = i * kDigestBlockBytes;
+    blocks[i] = Digest(p + begin, std::min(kDigestBlockBytes, bytes - begin));
+  }
+  return Digest(blocks.data(), blocks.size() * sizeof(uint64_t));
 }
 
 std::string DigestHex(uint64_t digest) { return absl::StrFormat("%016x", digest); }
