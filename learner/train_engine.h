@@ -25,6 +25,8 @@
 
 namespace lockstep {
 
+class DeviceParams;  // weight_sync/device_params.h
+
 struct TrainEngineOptions {
   ModelConfig config;
   DType dtype = DType::kF16;
@@ -76,6 +78,8 @@ class TrainEngine {
   virtual absl::Status Store(TrainArrays what) = 0;
   // All parameters, as of the last Fetch or Store of the masters: these, or with LoRA the merged weights.
   virtual ParamSource params() const = 0;
+  // The masters where they lie on a device, as they are now; null: the host has them, through params().
+  virtual const DeviceParams* device_params() const { return nullptr; }
   // Null without LoRA.
   virtual const LoraBase* lora() const = 0;
 };

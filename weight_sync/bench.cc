@@ -14,8 +14,8 @@
 
 #include "absl/time/clock.h"
 #include "weight_sync/gloo_group.h"
+#include "weight_sync/host_shadow.h"
 #include "weight_sync/rendezvous_store.h"
-#include "weight_sync/shadow.h"
 #include "weight_sync/sync_test_support.h"
 #include "weight_sync/weight_snapshot.h"
 
@@ -81,9 +81,9 @@ void BM_Install(benchmark::State& state) {
   LOCKSTEP_CHECK(plan.ok(), "plan");
   double seconds = 0;
   for (auto _ : state) {
-    Shadow shadow(config, *plan, 1, 1);
+    const std::unique_ptr<Shadow> shadow = MakeHostShadow(config, *plan, {1, 1});
     const absl::Time begun = absl::Now();
-    const absl::Status filled = shadow.Fill([](uint64_t, void*, uint64_t) { return absl::OkStatus(); });
+    const absl::Status filled = shadow->Fill([](uint64_t, void*, uint64_t) { return absl::OkStatus(); });
     LOCKSTEP_CHECK(filled.ok(), "fill");
     seconds += absl::ToDoubleSeconds(absl::Now() - begun);
   }
@@ -162,7 +162,7 @@ void BM_Flip(benchmark::State& state) {
   for (auto _ : state) {
     auto weights = std::make_shared<Weights>(SmallModel(), DType::kF16);
     weights->version = ++version;
-    const std::shared_ptr<const Weights> previous = store.current();  // freeing it is not part of the pause
+    const std::shared_ptr<const WeightSet> previous = store.current();  // freeing it is not part of the pause
     const absl::Time begun = absl::Now();
     LOCKSTEP_CHECK(store.Publish(std::move(weights)).ok(), "flip");
     seconds += absl::ToDoubleSeconds(absl::Now() - begun);

@@ -58,7 +58,7 @@ TEST(BucketPlanTest, ASnapshotInstalledBucketByBucketEqualsAConversionOfTheArena
     std::vector<char> back(wire.size());
     LoadBucket((*snapshot)->plan, bucket, weights, back.data());
     EXPECT_EQ(back, wire);
-    EXPECT_EQ(Digest(back.data(), back.size()), (*snapshot)->digests[i]);
+    EXPECT_EQ(BlockDigest(back.data(), back.size()), (*snapshot)->digests[i]);
   }
   EXPECT_EQ(WeightsDigest(weights), ExpectedDigest(config, DType::kBF16, arena));
 }
@@ -115,7 +115,7 @@ TEST(WeightStoreTest, OnlyRises) {
   WeightStore store;
   EXPECT_EQ(store.current(), nullptr);
   EXPECT_TRUE(store.Publish(make(1, 5)).ok());
-  const std::shared_ptr<const Weights> reader = store.current();
+  const std::shared_ptr<const WeightSet> reader = store.current();
   EXPECT_EQ(store.Publish(make(1, 5)).code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(store.Publish(make(0, 9)).code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_TRUE(store.Publish(make(2, 0)).ok());

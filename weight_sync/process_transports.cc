@@ -27,16 +27,12 @@ absl::StatusOr<Transports> ProcessTransports(const std::string& name, int proces
   const absl::StatusOr<std::shared_ptr<DeviceRuntime>> runtime = MakeCudaRuntimeOfProcess(process);
   if (!runtime.ok()) return CannotHave(name, runtime.status());
   if (name == "ipc") {
-    transports["ipc"] = [device = std::make_shared<CommDevice>(*runtime, nullptr)](std::shared_ptr<GroupTable> table) {
-      return MakeIpcTransport(device, std::move(table));
-    };
+    transports["ipc"] = IpcKind(std::make_shared<CommDevice>(*runtime, nullptr));
     return transports;
   }
   absl::StatusOr<std::shared_ptr<NcclApi>> nccl = LoadNccl();
   if (!nccl.ok()) return CannotHave(name, nccl.status());
-  transports["nccl"] = [device = std::make_shared<CommDevice>(*runtime, *nccl)](std::shared_ptr<GroupTable> table) {
-    return MakeNcclTransport(device, std::move(table));
-  };
+  transports["nccl"] = NcclKind(std::make_shared<CommDevice>(*runtime, *nccl));
   return transports;
 }
 

@@ -99,7 +99,7 @@ class Publisher : public WeightPublisher {
     MutexLock lock(&mutex_);
     source_address_ = address;
   }
-  absl::StatusOr<UpdateReport> Publish(uint64_t epoch, uint64_t version, ParamSource params,
+  absl::StatusOr<UpdateReport> Publish(uint64_t epoch, uint64_t version, const PublishSource& source,
                                        const std::vector<std::string>& addresses) override;
   absl::Status CatchUp(const std::string& address) override;
 
@@ -164,7 +164,7 @@ absl::Status Combined(const UpdateReport& report) {
   return worst.ok() ? worst : absl::Status(worst.code(), text);
 }
 
-absl::StatusOr<UpdateReport> Publisher::Publish(uint64_t epoch, uint64_t version, ParamSource params,
+absl::StatusOr<UpdateReport> Publisher::Publish(uint64_t epoch, uint64_t version, const PublishSource& source,
                                                 const std::vector<std::string>& addresses) {
   MutexLock publish_lock(&publish_mutex_);
   const WeightId id{epoch, version};
@@ -172,8 +172,10 @@ absl::StatusOr<UpdateReport> Publisher::Publish(uint64_t epoch, uint64_t version
   if (!status.ok()) return status;
   const uint64_t bucket_bytes =
       options_.bucket_bytes != 0 ? options_.bucket_bytes : uint64_t{options_.sync.bucket_mib()} << 20;
+  const absl::StatusOr<ParamSource> params = source.host();
+  if (!params.ok()) return params.status();
   absl::StatusOr<std::shared_ptr<const WeightSnapshot>> snapshot =
-      MakeSnapshot(options_.config, layout_, options_.dtype, bucket_bytes, id, params);
+      MakeSnapshot(options_.config, layout_, options_.dtype, bucket_bytes, id, *params);
   if (!snapshot.ok()) return snapshot.status();
   service_.SetSnapshot(*snapshot);
   UpdateRunOptions run;
@@ -181,7 +183,7 @@ absl::StatusOr<UpdateReport> Publisher::Publish(uint64_t epoch, uint64_t version
   run.store = store_;
   run.in_flight = options_.sync.in_flight();
   run.transport_name = transport_name_;
-  run.make_transport = options_.transports.at(transport_name_);
+  run.make_transport = options_.transports.at(transport_name_).make;
   run.budget = absl::Seconds(options_.sync.timeout_seconds());
   std::vector<std::string> excluded;
   {

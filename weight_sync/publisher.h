@@ -10,6 +10,7 @@
 #include "engine/model/model.h"
 #include "proto/run_config.pb.h"
 #include "proto/weight_sync.grpc.pb.h"
+#include "weight_sync/device_params.h"
 #include "weight_sync/rendezvous_store.h"
 #include "weight_sync/transport.h"
 
@@ -55,11 +56,11 @@ class WeightPublisher {
   // Address at which service() is reachable for the rollout servers; set once before the first Publish.
   virtual void SetSourceAddress(const std::string& address) = 0;
 
-  // Rounds the master weights (flat FP32 arena in ParamLayout order, or weights) to the rollout dtype and brings every
-  // address to (epoch, version). Never waits beyond sync.timeout_seconds (+ one second for the abort). OK when at least
-  // one server committed, or when `addresses` is empty; per-server outcomes are in the report. Failed servers keep
-  // their old version whole. When none committed: the code of the most telling failure, FAILED_PRECONDITION first.
-  virtual absl::StatusOr<UpdateReport> Publish(uint64_t epoch, uint64_t version, ParamSource params,
+  // Rounds the master weights to the rollout dtype and brings every address to (epoch, version). Never waits beyond
+  // sync.timeout_seconds (+ one second for the abort). OK when at least one server committed, or when `addresses` is
+  // empty; per-server outcomes are in the report. Failed servers keep their old version whole. When none committed: the
+  // code of the most telling failure, FAILED_PRECONDITION first.
+  virtual absl::StatusOr<UpdateReport> Publish(uint64_t epoch, uint64_t version, const PublishSource& source,
                                                const std::vector<std::string>& addresses) = 0;
   // Brings one late or returned server to the last published version, by a point-to-point pull. Also ends its
   // quarantine. May run while Publish does.

@@ -271,7 +271,7 @@ TEST_P(WeightSyncTest, ATransportThatOneEndLacksIsRefusedWithTheNamesOfThoseItHa
   WeightReceiverOptions options;
   options.config = config_;
   const auto service = MakeWeightReceiver(
-      options, [](std::shared_ptr<const Weights>, const std::string&) -> absl::StatusOr<double> { return 0.0; });
+      options, [](std::shared_ptr<const WeightSet>, const std::string&) -> absl::StatusOr<double> { return 0.0; });
   grpc::ServerBuilder builder;
   builder.RegisterService(service.get());
   absl::StatusOr<ListeningServer> listening = StartServer(builder, "127.0.0.1", 0);

@@ -18,6 +18,7 @@
 #include "proto/channel.h"
 #include "weight_sync/bucket_plan.h"
 #include "weight_sync/failpoints.h"
+#include "weight_sync/host_shadow.h"
 #include "weight_sync/rendezvous_store.h"
 #include "weight_sync/shadow.h"
 #include "weight_sync/sync_metrics.h"
@@ -96,7 +97,7 @@ class Receiver : public v1::WeightReceiver::Service {
     return Apply(std::move(event));
   }
 
-  absl::Status Prepare(Update& update, const v1::UpdateManifest& manifest);
+  absl::Status Prepare(Update& update, const v1::UpdateManifest& manifest, bool on_device);
   absl::Status Join(Update& update, const v1::ReceiveBuckets& request);
   absl::Status Fetch(Update& update, const v1::PullUpdate& request);
   absl::Status Fill(Update& update, const std::function<absl::Status(uint64_t, void*, uint64_t)>& receive);
@@ -193,12 +194,16 @@ void Receiver::Watch() {
   }
 }
 
-absl::Status Receiver::Prepare(Update& update, const v1::UpdateManifest& manifest) {
+absl::Status Receiver::Prepare(Update& update, const v1::UpdateManifest& manifest, bool on_device) {
   absl::StatusOr<BucketPlan> plan = CheckManifest(options_.config, layout_, options_.dtype, manifest);
   if (!plan.ok()) return plan.status();
   update.manifest = manifest;
-  update.shadow =
-      std::make_unique<Shadow>(options_.config, *std::move(plan), update.key.id.epoch, update.key.id.version);
+  if (on_device) {
+    absl::StatusOr<std::unique_ptr<Shadow>> shadow = options_.device_shadow(*plan, update.key.id);
+    if (shadow.ok()) update.shadow = *std::move(shadow);
+    return shadow.status();
+  }
+  update.shadow = MakeHostShadow(options_.config, *plan, update.key.id);
   return absl::OkStatus();
 }
 
@@ -223,11 +228,15 @@ grpc::Status Receiver::Begin(grpc::ServerContext*, const v1::BeginUpdate* reques
     if (!begin.prepared) vote->set_reason("the first Begin of this attempt is still being prepared");
     return grpc::Status::OK;
   }
-  absl::Status prepared = options_.transports.count(request->transport()) > 0
-                              ? Prepare(*update, request->manifest())
-                              : absl::FailedPreconditionError(absl::StrCat(
-                                    "transport \"", request->transport().substr(0, 32), "\" refused: this server has ",
-                                    TransportNames(options_.transports), "; set weight_sync.transport"));
+  absl::Status prepared;
+  if (const auto transport = options_.transports.find(request->transport()); transport != options_.transports.end()) {
+    prepared =
+        Prepare(*update, request->manifest(), transport->second.device != nullptr && options_.device_shadow != nullptr);
+  } else {
+    prepared = absl::FailedPreconditionError(
+        absl::StrCat("transport \"", request->transport().substr(0, 32), "\" refused: this server has ",
+                     TransportNames(options_.transports), "; set weight_sync.transport"));
+  }
   prepared = Apply(ReceiverEvent::Kind::kPrepared, update->key, prepared).answer;
   vote->set_ready(prepared.ok());
   if (!prepared.ok()) vote->set_reason(std::string(prepared.message()));
@@ -238,7 +247,8 @@ grpc::Status Receiver::Begin(grpc::ServerContext*, const v1::BeginUpdate* reques
 absl::Status Receiver::Join(Update& update, const v1::ReceiveBuckets& request) {
   const std::string address = update.store_address;
   const std::shared_ptr<WeightTransport> transport =
-      options_.transports.at(update.transport_name)(MakeGrpcGroupTable(MakeChannel(address), request.store_prefix()));
+      options_.transports.at(update.transport_name)
+          .make(MakeGrpcGroupTable(MakeChannel(address), request.store_prefix()));
   {
     MutexLock lock(&mutex_);
     if (update_.get() != &update) return absl::CancelledError("the update was dropped");
@@ -360,7 +370,7 @@ absl::Status Receiver::Fetch(Update& update, const v1::PullUpdate& request) {
     return absl::IsUnavailable(status) && !finished.ok() ? finished : status;
   };
   if (!reader->Read(&message)) return finish(absl::UnavailableError("the source sent nothing"));
-  absl::Status status = Prepare(update, message.manifest());
+  absl::Status status = Prepare(update, message.manifest(), /*on_device=*/false);
   status = Apply(ReceiverEvent::Kind::kPrepared, update.key, status).answer;
   if (status.ok()) status = Apply(ReceiverEvent::Kind::kReceive, update.key).answer;
   if (!status.ok()) return finish(status);

@@ -7,18 +7,20 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "engine/model/model.h"
+#include "engine/model/weight_set.h"
 #include "proto/weight_sync.grpc.pb.h"
+#include "weight_sync/shadow.h"
 #include "weight_sync/transport.h"
 
 namespace lockstep {
 
 class MetricsRegistry;
 
-// Called at Commit with the complete, verified set. Makes it current between two decode steps, treats samples in flight
-// by `in_flight` (RunConfig weight_sync.in_flight), and returns the seconds for which decoding stood still.
+// Called at Commit with the complete, verified set: a Weights, or what `device_shadow` released. Makes it current
+// between two decode steps, treats samples in flight by `in_flight` (RunConfig weight_sync.in_flight), and returns the
+// seconds for which decoding stood still.
 using FlipWeights =
-    std::function<absl::StatusOr<double>(std::shared_ptr<const Weights> weights, const std::string& in_flight)>;
+    std::function<absl::StatusOr<double>(std::shared_ptr<const WeightSet> weights, const std::string& in_flight)>;
 
 struct WeightReceiverOptions {
   ModelConfig config;
@@ -27,6 +29,8 @@ struct WeightReceiverOptions {
   uint64_t initial_epoch = 0;
   uint64_t initial_version = 0;
   Transports transports = GlooOnly();
+  // Where updates by a transport that fills device memory go; null: there as well to the host, as all others do.
+  MakeShadow device_shadow = nullptr;
   MetricsRegistry* metrics = nullptr;  // outlives the receiver; may be null
 };
 

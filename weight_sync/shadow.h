@@ -1,42 +1,39 @@
-// The set that an update fills while the current one is served. One bucket is put in place while the next one arrives.
+// The set that an update fills while the current one is served, in host memory (host_shadow.h) or on a device.
 #ifndef LOCKSTEP_WEIGHT_SYNC_SHADOW_H_
 #define LOCKSTEP_WEIGHT_SYNC_SHADOW_H_
 
+#include <cstdint>
 #include <functional>
-#include <future>
 #include <memory>
 #include <vector>
 
 #include "absl/status/status.h"
-#include "engine/model/model.h"
+#include "absl/status/statusor.h"
+#include "engine/model/weight_set.h"
 #include "weight_sync/bucket_plan.h"
+#include "weight_sync/update_machine.h"
 
 namespace lockstep {
 
-// Not thread safe: one thread receives.
+// Not thread safe: one thread receives. Ended at any time; what it has not released is given back.
 class Shadow {
  public:
-  Shadow(const ModelConfig& config, BucketPlan plan, uint64_t epoch, uint64_t version);
-  ~Shadow();
+  virtual ~Shadow() = default;
 
-  const BucketPlan& plan() const { return plan_; }
-  // Calls receive(bucket, memory, bytes) for every bucket in order, puts each in place and digests it. The memory is a
-  // staging buffer, never weights.
-  absl::Status Fill(const std::function<absl::Status(uint64_t bucket, void* memory, uint64_t bytes)>& receive);
-  // Of the rows as they lie in the set, read back from it; one a bucket.
-  const std::vector<uint64_t>& digests() const { return digests_; }
-  // After Fill. The set leaves the shadow.
-  std::shared_ptr<const Weights> Release() { return std::move(weights_); }
-
- private:
-  void Install(uint64_t bucket, void* memory);
-
-  const BucketPlan plan_;
-  std::shared_ptr<Weights> weights_;
-  Buffer staging_[2];
-  std::future<void> installing_;
-  std::vector<uint64_t> digests_;
+  virtual const BucketPlan& plan() const = 0;
+  // Calls receive(bucket, memory, bytes) for every bucket in order, puts each in place and digests it. The memory is
+  // where the bytes are to lie when receive returns, and nothing on host or device uses it during the call: a staging
+  // buffer, or with a device's shadow also the set's own memory. An error of `receive` is returned as it is.
+  virtual absl::Status Fill(
+      const std::function<absl::Status(uint64_t bucket, void* memory, uint64_t bytes)>& receive) = 0;
+  // BlockDigest of the rows as they lie in the set, read back from it; one a bucket. After a Fill that succeeded.
+  virtual const std::vector<uint64_t>& digests() const = 0;
+  // After Fill, once. The set leaves the shadow.
+  virtual std::shared_ptr<const WeightSet> Release() = 0;
 };
+
+// A shadow of the plan for this version; RESOURCE_EXHAUSTED in one line where it does not fit.
+using MakeShadow = std::function<absl::StatusOr<std::unique_ptr<Shadow>>(const BucketPlan& plan, WeightId id)>;
 
 }  // namespace lockstep
 

@@ -71,10 +71,8 @@ inline Transports EmulatedTransports() {
   const auto own = MakeEmulatedDevice(absl::StrCat("gpu-", getpid(), "-", ++number));
   const auto shared = MakeEmulatedDevice("gpu");
   Transports transports = GlooOnly();
-  transports["nccl"] = [own](std::shared_ptr<GroupTable> table) { return MakeNcclTransport(own, std::move(table)); };
-  transports["ipc"] = [shared](std::shared_ptr<GroupTable> table) {
-    return MakeIpcTransport(shared, std::move(table));
-  };
+  transports["nccl"] = NcclKind(own);
+  transports["ipc"] = IpcKind(shared);
   return transports;
 }
 
@@ -88,7 +86,7 @@ class RolloutEnd {
     options.dtype = dtype;
     options.metrics = &metrics_;
     service_ =
-        MakeWeightReceiver(options, [this](std::shared_ptr<const Weights> weights, const std::string& in_flight) {
+        MakeWeightReceiver(options, [this](std::shared_ptr<const WeightSet> weights, const std::string& in_flight) {
           return Flip(std::move(weights), in_flight);
         });
     grpc::ServerBuilder builder;
@@ -103,7 +101,8 @@ class RolloutEnd {
   }
 
   const std::string& address() const { return listening_.address; }
-  std::shared_ptr<const Weights> weights() const { return store_.current(); }
+  // Null until the first flip, or where the set is not the host's.
+  std::shared_ptr<const Weights> weights() const { return std::dynamic_pointer_cast<const Weights>(store_.current()); }
   MetricsRegistry& metrics() { return metrics_; }
   std::string in_flight() {
     MutexLock lock(&mutex_);
@@ -115,7 +114,7 @@ class RolloutEnd {
   }
 
  private:
-  absl::StatusOr<double> Flip(std::shared_ptr<const Weights> weights, const std::string& in_flight) {
+  absl::StatusOr<double> Flip(std::shared_ptr<const WeightSet> weights, const std::string& in_flight) {
     MutexLock lock(&mutex_);
     in_flight_ = in_flight;
     absl::Status status = std::exchange(next_flip_, absl::OkStatus());

@@ -31,7 +31,9 @@ int RunReceiver() {
   options.config = SmallModel();
   options.transports = EmulatedTransports();
   const auto service = MakeWeightReceiver(
-      options, [](std::shared_ptr<const Weights> weights, const std::string&) -> absl::StatusOr<double> {
+      options, [](std::shared_ptr<const WeightSet> set, const std::string&) -> absl::StatusOr<double> {
+        const auto weights = std::dynamic_pointer_cast<const Weights>(set);
+        LOCKSTEP_CHECK(weights != nullptr, "this node's sets lie on the host");
         Say(absl::StrCat("flip ", weights->epoch, " ", weights->version, " ", DigestHex(WeightsDigest(*weights))));
         return 0.0;
       });

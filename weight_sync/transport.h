@@ -22,6 +22,8 @@
 
 namespace lockstep {
 
+struct CommDevice;
+
 struct TransportGroup {
   int rank = 0;
   int size = 1;
@@ -50,8 +52,13 @@ class WeightTransport {
 
 // A transport of a new group, whose members meet in the table. Its waits end by Join's deadline and by Close.
 using MakeTransport = std::function<std::unique_ptr<WeightTransport>(std::shared_ptr<GroupTable>)>;
+struct TransportKind {
+  MakeTransport make;
+  // Whose memory it sends and fills in place, beside that of the host; null: that of the host only.
+  std::shared_ptr<CommDevice> device = nullptr;
+};
 // What a process can do, by the names of weight_sync.transport.
-using Transports = std::map<std::string, MakeTransport>;
+using Transports = std::map<std::string, TransportKind>;
 std::string TransportNames(const Transports& transports);  // "gloo, nccl"
 
 std::unique_ptr<WeightTransport> MakeGlooTransport(std::shared_ptr<GroupTable> table);

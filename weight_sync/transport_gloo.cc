@@ -143,7 +143,7 @@ std::unique_ptr<WeightTransport> MakeGlooTransport(std::shared_ptr<GroupTable> t
   return std::make_unique<GlooTransport>(std::move(table));
 }
 
-Transports GlooOnly() { return {{"gloo", MakeGlooTransport}}; }
+Transports GlooOnly() { return {{"gloo", {MakeGlooTransport}}}; }
 
 std::string TransportNames(const Transports& transports) {
   std::string names;

@@ -244,4 +244,8 @@ std::unique_ptr<WeightTransport> MakeIpcTransport(std::shared_ptr<CommDevice> de
   return std::make_unique<IpcTransport>(std::move(device), std::move(table));
 }
 
+TransportKind IpcKind(std::shared_ptr<CommDevice> device) {
+  return {[device](std::shared_ptr<GroupTable> table) { return MakeIpcTransport(device, std::move(table)); }, device};
+}
+
 }  // namespace lockstep

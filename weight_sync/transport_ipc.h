@@ -21,6 +21,7 @@ namespace lockstep {
 
 std::unique_ptr<WeightTransport> MakeIpcTransport(std::shared_ptr<CommDevice> device,
                                                   std::shared_ptr<GroupTable> table);
+TransportKind IpcKind(std::shared_ptr<CommDevice> device);
 
 }  // namespace lockstep
 

@@ -91,4 +91,8 @@ std::unique_ptr<WeightTransport> MakeNcclTransport(std::shared_ptr<CommDevice> d
   return std::make_unique<NcclTransport>(std::move(device), std::move(table));
 }
 
+TransportKind NcclKind(std::shared_ptr<CommDevice> device) {
+  return {[device](std::shared_ptr<GroupTable> table) { return MakeNcclTransport(device, std::move(table)); }, device};
+}
+
 }  // namespace lockstep

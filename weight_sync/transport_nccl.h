@@ -21,6 +21,7 @@ inline constexpr absl::Duration kNcclJoinTimeout = absl::Seconds(20);
 
 std::unique_ptr<WeightTransport> MakeNcclTransport(std::shared_ptr<CommDevice> device,
                                                    std::shared_ptr<GroupTable> table);
+TransportKind NcclKind(std::shared_ptr<CommDevice> device);
 
 }  // namespace lockstep
 

@@ -34,7 +34,7 @@ absl::StatusOr<std::shared_ptr<const WeightSnapshot>> MakeSnapshot(const ModelCo
       } else {
         RoundBucket(snapshot->plan, buckets[i], params.arena, wire);
       }
-      snapshot->digests[i] = Digest(wire, buckets[i].bytes);
+      snapshot->digests[i] = BlockDigest(wire, buckets[i].bytes);
     }
   };
   const unsigned threads = std::clamp(std::thread::hardware_concurrency(), 1u, kMaxThreads);

@@ -7,14 +7,14 @@
 
 namespace lockstep {
 
-std::shared_ptr<const Weights> WeightStore::current() const {
+std::shared_ptr<const WeightSet> WeightStore::current() const {
   MutexLock lock(&mutex_);
   return current_;
 }
 
-absl::Status WeightStore::Publish(std::shared_ptr<const Weights> weights) {
+absl::Status WeightStore::Publish(std::shared_ptr<const WeightSet> weights) {
   LOCKSTEP_CHECK(weights != nullptr, "WeightStore::Publish needs weights");
-  std::shared_ptr<const Weights> previous;  // declared before the lock: freed, if nobody reads it, after the release
+  std::shared_ptr<const WeightSet> previous;  // declared before the lock: freed, if nobody reads it, after the release
   MutexLock lock(&mutex_);
   if (current_ != nullptr && (weights->epoch < current_->epoch ||
                               (weights->epoch == current_->epoch && weights->version <= current_->version))) {

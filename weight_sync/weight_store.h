@@ -8,20 +8,20 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "engine/base/mutex.h"
-#include "engine/model/model.h"
+#include "engine/model/weight_set.h"
 
 namespace lockstep {
 
 class WeightStore {
  public:
   // Null until the first Publish.
-  std::shared_ptr<const Weights> current() const ABSL_LOCKS_EXCLUDED(mutex_);
+  std::shared_ptr<const WeightSet> current() const ABSL_LOCKS_EXCLUDED(mutex_);
   // Makes `weights` current. Refused (FAILED_PRECONDITION) unless (epoch, version) is greater than the current one's.
-  absl::Status Publish(std::shared_ptr<const Weights> weights) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status Publish(std::shared_ptr<const WeightSet> weights) ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   mutable Mutex mutex_;
-  std::shared_ptr<const Weights> current_ ABSL_GUARDED_BY(mutex_);
+  std::shared_ptr<const WeightSet> current_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace lockstep

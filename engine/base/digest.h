@@ -10,6 +10,12 @@ namespace lockstep {
 
 // Several GB/s. Digest(a) == Digest(b) for equal bytes, on any machine of the same byte order.
 uint64_t Digest(const void* data, size_t bytes, uint64_t seed = 0);
+// Of the buckets of a weight update, a form that a device computes as well (engine/kernels/cuda/digest.h): the bytes
+// are cut into blocks of kDigestBlockBytes, the last one shorter, and it is Digest over the list of the blocks'
+// Digests. The two differ for the same bytes; files keep Digest.
+inline constexpr size_t kDigestBlockBytes = 4096;
+constexpr size_t DigestBlocks(size_t bytes) { return (bytes + kDigestBlockBytes - 1) / kDigestBlockBytes; }
+uint64_t BlockDigest(const void* data, size_t bytes);
 // 16 hexadecimal digits.
 std::string DigestHex(uint64_t digest);
 

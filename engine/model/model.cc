@@ -61,7 +61,7 @@ void FillNormal(uint64_t seed, uint64_t param, float std, int64_t first, int64_t
 
 }  // namespace
 
-Weights::Weights(const ModelConfig& config, DType dtype) : config(config), layout(config), dtype(dtype) {
+Weights::Weights(const ModelConfig& config, DType dtype) : WeightSet(config, dtype), layout(config) {
   const int64_t D = config.hidden_size, F = config.intermediate_size;
   const int64_t query_rows = config.num_heads * config.head_dim;
   const size_t vector_bytes = D * DTypeSize(dtype);
