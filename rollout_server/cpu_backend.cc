@@ -23,7 +23,12 @@ class CpuBackend final : public StepBackend {
   int64_t num_pages() const override { return storage_.num_pages(); }
   int64_t max_sequence_tokens() const override { return max_sequence_tokens_; }
   absl::Status Prepare(const std::shared_ptr<const Weights>&) override { return absl::OkStatus(); }
-  absl::Status Step(const Weights& weights, const StepInput& input, StepOutput* output) override;
+  absl::Status Launch(const Weights& weights, const StepInput& input) override;
+  absl::Status Collect(StepOutput* output) override {
+    std::swap(*output, output_);
+    return absl::OkStatus();
+  }
+  bool launches_ahead() const override { return false; }
   absl::Status CopyPage(int32_t from, int32_t to, int64_t tokens) override {
     storage_.CopyPage(from, to, tokens);
     return absl::OkStatus();
@@ -42,9 +47,11 @@ class CpuBackend final : public StepBackend {
   KvStorage storage_;
   PagedLogits logits_;
   Sampler sampler_;
+  StepOutput output_;  // of the step in flight: Launch computes
 };
 
-absl::Status CpuBackend::Step(const Weights& weights, const StepInput& input, StepOutput* output) {
+absl::Status CpuBackend::Launch(const Weights& weights, const StepInput& input) {
+  StepOutput* const output = &output_;
   const double begin = SteadySeconds();
   output->routing.clear();
   logits_.Forward(decoder_, weights, input.batch, storage_, input.wants_routing ? &output->routing : nullptr);

@@ -68,7 +68,8 @@ class CudaBackendTest : public ::testing::Test {
         BatchEngineOptions{.limits = {.max_decode_rows = setting.rows, .prefill_chunk_tokens = setting.chunk}},
         std::move(backend), std::move(weights), &metrics_);
   }
-  // Groups of all kinds of transforms; `switched` (may be null) becomes current after a few steps.
+  // Groups of all kinds of transforms; `switched` (may be null) becomes current after kStepsBefore steps.
+  static constexpr uint64_t kStepsBefore = 8;
   Samples Run(bool on_device, const std::shared_ptr<const Weights>& weights, const Setting& setting,
               const std::shared_ptr<const Weights>& switched = nullptr) {
     auto engine = MakeEngine(on_device, weights, setting);
@@ -80,7 +81,12 @@ class CudaBackendTest : public ::testing::Test {
       group.set_routing(weights->config.num_experts > 0 && g % 2 == 1);
       engine->Submit(std::move(group), sink);
     }
-    for (int step = 0; step < 7; ++step) EXPECT_TRUE(engine->Step());
+    while (engine->stats().steps + 1 < kStepsBefore) EXPECT_TRUE(engine->Step());
+    engine->Drain();
+    if (engine->stats().steps < kStepsBefore) {
+      EXPECT_FALSE(on_device) << "a step was launched ahead";
+      EXPECT_TRUE(engine->Step());
+    }
     if (switched != nullptr) {
       EXPECT_TRUE(engine->SwitchWeights(switched, InFlight::kContinue).ok());
     }
