@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
@@ -27,20 +28,22 @@ BatchEngine::BatchEngine(const BatchEngineOptions& options, std::unique_ptr<Step
 
 BatchEngine::~BatchEngine() {
   for (SequencePtr& sequence : sequences_) cache_.Release(sequence->pages);
+  ReleaseHeld(flight_);
   LOCKSTEP_CHECK(cache_.used_pages() == 0, "every page is given back");
 }
 
 bool BatchEngine::Step() {
-  if (sequences_.empty()) return false;
+  if (idle()) return false;
   const double begin = SteadySeconds();
-  const StepPlan plan = NextPlan();
-  if (plan.action == StepPlan::Action::kRun) Execute(plan);
-  if (!failure_.ok()) return false;
+  if (!flight_.launched) {
+    const StepPlan plan = NextPlan();
+    if (plan.action == StepPlan::Action::kRun) Launch(plan, flight_);
+  }
+  if (flight_.launched) LaunchAhead();
+  if (flight_.launched) return CollectStep(begin);
   RemoveFinished();
   ForgetUnusedWeights();
-  if (plan.action != StepPlan::Action::kRun) return false;
-  CountStep(plan, SteadySeconds() - begin);
-  return true;
+  return false;
 }
 
 StepPlan BatchEngine::NextPlan() {
@@ -58,6 +61,7 @@ void BatchEngine::FillViews() {
   const bool scarce = cache_.free_pages() <= options_.limits.max_decode_rows;
   const ResultSink* sink = nullptr;
   bool full = false;
+  size_t at = 0;
   views_.clear();
   for (const SequencePtr& pointer : sequences_) {
     const Sequence& sequence = *pointer;
@@ -84,89 +88,13 @@ void BatchEngine::FillViews() {
     view.exclusive_pages = scarce ? cache_.ExclusivePages(sequence.pages) : view.pages_held;
     if (view.state == SequenceState::kDecoding) {
       view.append_pages = cache_.PagesToAppend(sequence.pages, sequence.cached, 1);
+      if (flight_.launched && flight_.RowOf(sequence, &at) >= 0) {
+        ++view.total;
+        const bool ends = sequence.tokens.size() + 1 >= sequence.group->spec.sampling().max_tokens();
+        if (ends) view.state = SequenceState::kFinished;
+      }
     }
     views_.push_back(view);
-  }
-}
-
-void BatchEngine::Execute(const StepPlan& plan) {
-  last_weights_id_ = plan.weights_id;
-  if (absl::Status status = PlacePages(plan); !status.ok()) return Fail(std::move(status));
-  // The sequences of a step have one weight set; hold it, since the last of them may finish.
-  const std::shared_ptr<const WeightSet> weights = sequences_[plan.entries.front().sequence]->weights;
-  FillBatch(plan, *weights);
-  const bool wants_routing = std::any_of(plan.entries.begin(), plan.entries.end(), [this](const BatchEntry& entry) {
-    return sequences_[entry.sequence]->group->routing_row_bytes > 0;
-  });
-  if (absl::Status status = backend_->Step(*weights, {batch_, draws_, wants_routing}, &output_); !status.ok()) {
-    return Fail(std::move(status));
-  }
-  counted_.decoder_seconds += output_.decoder_seconds;
-  if (wants_routing) RecordPrompts(plan);
-  TakeDraws();
-}
-
-void BatchEngine::FillBatch(const StepPlan& plan, const WeightSet& weights) {
-  batch_.tokens.clear();
-  batch_.positions.clear();
-  batch_.sequences.clear();
-  batch_.output_rows.clear();
-  draws_.clear();
-  drawers_.clear();
-  for (const BatchEntry& entry : plan.entries) {
-    Sequence& sequence = *sequences_[entry.sequence];
-    LOCKSTEP_CHECK(sequence.weights.get() == &weights, "a step has one weight set");
-    PagedSequence rows;
-    rows.row_begin = static_cast<int64_t>(batch_.tokens.size());
-    rows.row_count = entry.count;
-    rows.position_begin = entry.begin;
-    rows.pages = sequence.pages.pages();
-    batch_.sequences.push_back(rows);
-    for (int64_t position = entry.begin; position < entry.begin + entry.count; ++position) {
-      batch_.tokens.push_back(sequence.token_at(position));
-      batch_.positions.push_back(static_cast<int32_t>(position));
-    }
-    sequence.cached = entry.begin + entry.count;
-    if (!entry.gives_token) continue;
-    LOCKSTEP_CHECK(sequence.cached == sequence.total(), "the output row is the last known token's");
-    batch_.output_rows.push_back(static_cast<int32_t>(batch_.tokens.size() - 1));
-    AddDraws(sequence);
-  }
-}
-
-void BatchEngine::AddDraws(Sequence& sequence) {
-  if (sequence.tokens.empty()) {
-    for (const SequencePtr& pointer : sequences_) {
-      Sequence& sibling = *pointer;
-      if (&sibling == &sequence || sibling.group != sequence.group || !sibling.tokens.empty()) continue;
-      if (sibling.state() != SequenceState::kWaiting) continue;
-      if (std::find(drawers_.begin(), drawers_.end(), &sibling) == drawers_.end()) AddDraw(sibling);
-    }
-  }
-  AddDraw(sequence);
-}
-
-void BatchEngine::AddDraw(Sequence& sequence) {
-  const v1::Group& spec = sequence.group->spec;
-  const v1::SamplingParams& sampling = spec.sampling();
-  DrawRequest request;
-  request.output_row = static_cast<int64_t>(batch_.output_rows.size()) - 1;
-  request.transform = {.temperature = sampling.temperature(), .top_p = sampling.top_p(), .top_k = sampling.top_k()};
-  request.key = {.seed = spec.seed(),
-                 .group_id = spec.group_id(),
-                 .sample_index = sequence.sample_index,
-                 .token_index = static_cast<uint32_t>(sequence.tokens.size())};
-  draws_.push_back(request);
-  drawers_.push_back(&sequence);
-}
-
-void BatchEngine::RecordPrompts(const StepPlan& plan) {
-  const char* row = output_.routing.data();
-  for (const BatchEntry& entry : plan.entries) {
-    Sequence& sequence = *sequences_[entry.sequence];
-    for (int64_t i = 0; i < entry.count; ++i, row += routing_shape_.row_bytes()) {
-      if (sequence.group->routing_row_bytes > 0) sequence.RecordPromptRow(entry.begin + i, row);
-    }
   }
 }
 
@@ -196,29 +124,6 @@ absl::Status BatchEngine::PlacePages(const StepPlan& plan) {
 void BatchEngine::BindGroup(const ActiveGroup& group) {
   for (const SequencePtr& sequence : sequences_) {
     if (sequence->group.get() == &group && sequence->weights == nullptr) sequence->weights = current_;
-  }
-}
-
-void BatchEngine::TakeDraws() {
-  for (size_t first = 0, end = 0; first < draws_.size(); first = end) {
-    const auto row = static_cast<size_t>(draws_[first].output_row);
-    while (end < draws_.size() && draws_[end].output_row == draws_[first].output_row) ++end;
-    const std::span drawers = std::span(drawers_).subspan(first, end - first);
-    if (output_.finite[row] == 0) {
-      EndNonfinite(drawers);
-      continue;
-    }
-    const char* routing =
-        output_.routing.empty()
-            ? nullptr
-            : output_.routing.data() + static_cast<size_t>(batch_.output_rows[row]) * routing_shape_.row_bytes();
-    Sequence& leader = *drawers.back();
-    if (leader.state() == SequenceState::kPrefill) leader.MoveTo(SequenceState::kDecoding);
-    if (leader.tokens.empty()) CountFirstToken(*leader.group);
-    for (size_t i = first; i < end; ++i) {
-      if (drawers_[i] != &leader) Fork(leader, *drawers_[i]);
-      Append(*drawers_[i], output_.draws[i], routing);
-    }
   }
 }
 
@@ -285,7 +190,11 @@ void BatchEngine::Finish(Sequence& sequence, v1::FinishReason reason) {
 }
 
 void BatchEngine::Drop(Sequence& sequence) {
-  cache_.Release(sequence.pages);
+  if (flight_.launched && flight_.Forget(sequence)) {
+    flight_.held.push_back(std::exchange(sequence.pages, {}));
+  } else {
+    cache_.Release(sequence.pages);
+  }
   sequence.cached = 0;
   sequence.weights = nullptr;
   sequence.MoveTo(SequenceState::kFinished);
@@ -332,24 +241,10 @@ void BatchEngine::Fail(absl::Status status) {
     sink->Fail(reason);
     Close(sink.get());
   }
-}
-
-void BatchEngine::CountStep(const StepPlan& plan, double seconds) {
-  int64_t decode_rows = 0, prompt_tokens = 0;
-  for (const BatchEntry& entry : plan.entries) {
-    const SequenceView& view = views_[entry.sequence];
-    if (view.state == SequenceState::kDecoding) {
-      ++decode_rows;
-    } else {
-      prompt_tokens += std::max<int64_t>(0, std::min(entry.begin + entry.count, view.prompt) - entry.begin);
-    }
+  for (Flight* flight : {&flight_, &other_}) {
+    flight->launched = false;
+    ReleaseHeld(*flight);
   }
-  ++counted_.steps;
-  counted_.step_seconds += seconds;
-  if (prompt_tokens > 0) metrics_->prompt_tokens.Increment(static_cast<double>(prompt_tokens));
-  if (decode_rows > 0) metrics_->batch_size.Observe(static_cast<double>(decode_rows));
-  metrics_->step_seconds.Observe(seconds);
-  metrics_->registry->RecordProgress();
 }
 
 EngineStats BatchEngine::stats() const {

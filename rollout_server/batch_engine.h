@@ -2,6 +2,13 @@
 // Step() is one engine step; everything else happens between two steps, so a step never sees two weight sets and a
 // token is never computed with a mixture. Called by one thread (DecodeLoop's), but for Prepare.
 //
+// Where the backend can (StepBackend::launches_ahead), the step after one of decode rows alone is launched before that
+// one is collected, so that a device does not wait for the host: if it is of decode rows alone as well when every row
+// goes on but those that are known to end. Rows that turn out to have ended are thrown away when their step is
+// collected, and their pages are held until then. So what becomes free by a row that ends unforeseen is given away one
+// step later; nothing else depends on it, and no token, since draws have keys of their own. The one command that is not
+// taken beside a step in flight is a weight switch, which collects it first.
+//
 // A backend that fails (a lost device) ends the engine: its consumers are told, nothing is computed any more, and
 // status() says why.
 //
@@ -47,6 +54,7 @@ struct BatchEngineOptions {
   SchedulerLimits limits;
   // A consumer that has been full for so long loses its samples.
   double stall_limit_seconds = 60;
+  bool launch_ahead = true;  // where the backend can
 };
 
 struct EngineStats {
@@ -55,9 +63,10 @@ struct EngineStats {
   int64_t pages_used = 0;
   uint64_t generated_tokens = 0;
   uint64_t preemptions = 0;
-  uint64_t steps = 0;
+  uint64_t steps = 0;          // collected
+  uint64_t steps_ahead = 0;    // of them launched ahead
   double decoder_seconds = 0;  // StepOutput's
-  double step_seconds = 0;     // in Step
+  double step_seconds = 0;     // in Step and Drain
   uint64_t weight_epoch = 0;
   uint64_t weight_version = 0;
 };
@@ -82,9 +91,12 @@ class BatchEngine {
   // Refused unless Prepare takes `weights` and its (epoch, version) is greater than the current set's.
   absl::Status SwitchWeights(std::shared_ptr<const WeightSet> weights, InFlight in_flight);
 
-  // One engine step. False: nothing could be computed.
+  // One engine step: launched if none is in flight, and collected after the next one has been launched ahead, if that
+  // can be. False: nothing could be computed.
   bool Step();
-  bool idle() const { return sequences_.empty(); }
+  // Collects the step that the last one has launched ahead, if it did.
+  void Drain();
+  bool idle() const { return sequences_.empty() && !flight_.launched; }
   // Not OK: the backend has failed.
   const absl::Status& status() const { return failure_; }
 
@@ -95,25 +107,57 @@ class BatchEngine {
  private:
   using SequencePtr = std::unique_ptr<Sequence>;
 
+  // A step between Launch and Collect. Samples that end meanwhile leave null behind.
+  struct Flight {
+    struct Rows {
+      Sequence* sequence = nullptr;
+      int64_t begin = 0;  // first position
+      int64_t count = 0;
+    };
+    bool launched = false;
+    bool ahead = false;          // while another was in flight
+    bool decodes_alone = false;  // row i is drawers[i]'s, which are in the order of age
+    bool wants_routing = false;
+    std::shared_ptr<const WeightSet> weights;  // the backend reads them
+    std::vector<Rows> rows;
+    std::vector<int32_t> output_rows;
+    std::vector<DrawRequest> draws;
+    std::vector<Sequence*> drawers;  // of draws
+    std::vector<PageTable> held;     // of samples that have ended meanwhile
+    int64_t decode_rows = 0, prompt_tokens = 0;
+
+    // Whether the sequence has rows in the step; it then has none any more.
+    bool Forget(const Sequence& sequence);
+    // The row of a step that decodes alone which is the sequence's, or -1. Asked in the order of age: *at (0 at first)
+    // moves on.
+    int32_t RowOf(const Sequence& sequence, size_t* at) const;
+  };
+
   StepPlan NextPlan();
+  // As the sequences will be when the step in flight, if there is one, has been collected and all its rows go on.
   void FillViews();
   uint64_t WeightsId(const WeightSet* weights) const;
   void ForgetUnusedWeights();
 
-  void Execute(const StepPlan& plan);
+  // The step of a plan, or Fail.
+  void Launch(const StepPlan& plan, Flight& flight);
+  void LaunchAhead();
+  // Of the step in flight; the one that was launched ahead then is. `begin`: since when its seconds count. False: Fail.
+  bool CollectStep(double begin);
+  void ReleaseHeld(Flight& flight);
   absl::Status PlacePages(const StepPlan& plan);
-  void FillBatch(const StepPlan& plan, const WeightSet& weights);
+  void FillBatch(const StepPlan& plan, Flight& flight);
   // Ends everything that runs; `status` is the backend's.
   void Fail(absl::Status status);
   // The samples that one prefill will serve start with one weight set.
   void BindGroup(const ActiveGroup& group);
-  // The draws of an output row: the sequence's own, and those of the samples that start with it.
-  void AddDraws(Sequence& sequence);
-  void AddDraw(Sequence& sequence);
+  // The draws of the samples that start with the sequence's output row; its own follows.
+  void AddSiblings(const Sequence& sequence, Flight& flight);
+  void AddDraw(Sequence& sequence, size_t token_index, Flight& flight);
   // Gives every draw of the step to its sequence.
-  void TakeDraws();
+  void TakeDraws(const Flight& flight);
   // Keeps the experts of the prompt positions that the step has computed.
-  void RecordPrompts(const StepPlan& plan);
+  void RecordPrompts(const Flight& flight);
   // `drawers`: whose draws are of one row, the one that has computed it last.
   void EndNonfinite(std::span<Sequence* const> drawers);
   void CountFirstToken(ActiveGroup& group);
@@ -123,7 +167,7 @@ class BatchEngine {
   void Append(Sequence& sequence, const Draw& draw, const char* routing);
   // What the sink has not got of the sample yet.
   void Send(Sequence& sequence, v1::FinishReason reason);
-  void CountStep(const StepPlan& plan, double seconds);
+  void CountStep(const Flight& flight, double seconds);
   void Finish(Sequence& sequence, v1::FinishReason reason);
   void Drop(Sequence& sequence);
   void Evict(Sequence& sequence);
@@ -158,11 +202,13 @@ class BatchEngine {
   std::deque<GroupKey> attempts_order_;
   absl::flat_hash_map<const ResultSink*, double> full_since_;
 
+  Flight flight_;
+  Flight other_;  // launched ahead, until flight_ is collected; then the collected one
+
   // Scratch of a step.
   std::vector<SequenceView> views_;
   PagedBatch batch_;
-  std::vector<DrawRequest> draws_;
-  std::vector<Sequence*> drawers_;  // of draws_
+  std::vector<int32_t> from_;
   StepOutput output_;
   EngineStats counted_;
 };

@@ -147,6 +147,8 @@ absl::Status BatchEngine::SwitchWeights(std::shared_ptr<const WeightSet> weights
                                                       " is not after the held epoch ", held.first, " version ",
                                                       held.second));
   }
+  Drain();
+  if (!failure_.ok()) return failure_;
   current_ = std::move(weights);
   weight_sets_.emplace_back(current_, next_weights_id_++);
   if (in_flight != InFlight::kFinish) {

@@ -26,7 +26,12 @@ class CpuBackend final : public StepBackend {
     if (dynamic_cast<const Weights*>(weights.get()) != nullptr) return absl::OkStatus();
     return absl::InvalidArgumentError("a set of weights is not in host memory, where this backend computes");
   }
-  absl::Status Step(const WeightSet& weights, const StepInput& input, StepOutput* output) override;
+  absl::Status Launch(const WeightSet& weights, const StepInput& input) override;
+  absl::Status Collect(StepOutput* output) override {
+    std::swap(*output, output_);
+    return absl::OkStatus();
+  }
+  bool launches_ahead() const override { return false; }
   absl::Status CopyPage(int32_t from, int32_t to, int64_t tokens) override {
     storage_.CopyPage(from, to, tokens);
     return absl::OkStatus();
@@ -45,12 +50,14 @@ class CpuBackend final : public StepBackend {
   KvStorage storage_;
   PagedLogits logits_;
   Sampler sampler_;
+  StepOutput output_;  // of the step in flight: Launch computes
 };
 
-absl::Status CpuBackend::Step(const WeightSet& set, const StepInput& input, StepOutput* output) {
+absl::Status CpuBackend::Launch(const WeightSet& set, const StepInput& input) {
   const auto* const host = dynamic_cast<const Weights*>(&set);
   LOCKSTEP_CHECK(host != nullptr, "Prepare comes before the steps of a set");
   const Weights& weights = *host;
+  StepOutput* const output = &output_;
   const double begin = SteadySeconds();
   output->routing.clear();
   logits_.Forward(decoder_, weights, input.batch, storage_, input.wants_routing ? &output->routing : nullptr);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -12,6 +13,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
+#include "engine/base/steady_seconds.h"
 #include "engine/cuda/decode_step.h"
 #include "engine/cuda/device_decoder.h"
 #include "engine/cuda/device_kv.h"
@@ -53,6 +55,10 @@ class CudaBackend final : public StepBackend {
         gemm_(std::move(gemm)),
         memories_("sets of weights on the device", kMaxWeightSets + 1),
         writers_("writers of weight updates", kMaxWriters) {}
+  // A step may be in flight, which uses everything.
+  ~CudaBackend() override {
+    if (UseDevice().ok()) static_cast<void>(stream_.Wait("the last steps"));
+  }
   absl::Status Create();
 
   int64_t num_pages() const override { return cache_->num_pages(); }
@@ -61,7 +67,9 @@ class CudaBackend final : public StepBackend {
   MakeShadow device_shadow() override {
     return [this](const BucketPlan& plan, WeightId id) { return BeginShadow(plan, id); };
   }
-  absl::Status Step(const WeightSet& weights, const StepInput& input, StepOutput* output) override;
+  absl::Status Launch(const WeightSet& weights, const StepInput& input) override;
+  absl::Status Collect(StepOutput* output) override;
+  bool launches_ahead() const override { return true; }
   absl::Status CopyPage(int32_t from, int32_t to, int64_t tokens) override {
     if (absl::Status status = UseDevice(); !status.ok()) return status;
     return cache_->CopyPage(from, to, tokens, stream_);
@@ -79,7 +87,9 @@ class CudaBackend final : public StepBackend {
   SetMemory Find(const WeightSet& weights) const ABSL_LOCKS_EXCLUDED(mutex_);
   // Whether the step is one of decode rows, each drawn from once.
   bool IsDecodeStep(const StepInput& input) const;
-  absl::Status Decode(const cuda::DeviceWeights& weights, const StepInput& input, StepOutput* output);
+  absl::Status LaunchDecode(SetMemory set, const StepInput& input);
+  absl::Status CollectDecode(uint64_t step, bool wants_routing, StepOutput* output);
+  // Launches and waits.
   absl::Status Mix(const cuda::DeviceWeights& weights, const StepInput& input, StepOutput* output);
 
   const DeviceBackendOptions options_;
@@ -91,6 +101,15 @@ class CudaBackend final : public StepBackend {
   std::optional<cuda::DeviceKv> cache_;
   std::unique_ptr<cuda::DecodeStep> decode_step_;
   std::optional<cuda::MixedStep> mixed_step_;
+
+  // Steps that have not been collected, oldest first: one, or two of decode rows.
+  struct Launched {
+    SetMemory set;                        // of a decode step, which reads it
+    std::optional<uint64_t> decode_step;  // its number; none: a mixed step, whose results are in mixed_
+    bool wants_routing = false;
+  };
+  std::deque<Launched> launched_;
+  StepOutput mixed_;
 
   // Scratch of a step.
   std::vector<cuda::DecodeStep::Row> rows_;
@@ -223,13 +242,28 @@ SetMemory CudaBackend::Find(const WeightSet& weights) const {
   return nullptr;
 }
 
-absl::Status CudaBackend::Step(const WeightSet& weights, const StepInput& input, StepOutput* output) {
+absl::Status CudaBackend::Launch(const WeightSet& weights, const StepInput& input) {
   if (absl::Status status = UseDevice(); !status.ok()) return status;
-  output->draws.resize(input.draws.size());
-  output->finite.resize(input.batch.output_rows.size());
-  output->routing.clear();
-  const SetMemory set = Find(weights);
-  return IsDecodeStep(input) ? Decode(*set, input, output) : Mix(*set, input, output);
+  SetMemory set = Find(weights);
+  const bool decodes = IsDecodeStep(input);
+  LOCKSTEP_CHECK(launched_.empty() || (decodes && launched_.size() == 1 && launched_.front().decode_step.has_value()),
+                 "a step is launched ahead where both are of decode rows alone");
+  LOCKSTEP_CHECK(input.from.size() == (launched_.empty() ? 0 : input.draws.size()), "a step ahead says whence");
+  if (decodes) return LaunchDecode(std::move(set), input);
+  launched_.emplace_back();
+  return Mix(*set, input, &mixed_);
+}
+
+absl::Status CudaBackend::Collect(StepOutput* output) {
+  LOCKSTEP_CHECK(!launched_.empty(), "a step has been launched");
+  const Launched step = launched_.front();
+  launched_.pop_front();
+  if (!step.decode_step.has_value()) {
+    std::swap(*output, mixed_);
+    return absl::OkStatus();
+  }
+  if (absl::Status status = UseDevice(); !status.ok()) return status;
+  return CollectDecode(*step.decode_step, step.wants_routing, output);
 }
 
 bool CudaBackend::IsDecodeStep(const StepInput& input) const {
@@ -243,30 +277,44 @@ bool CudaBackend::IsDecodeStep(const StepInput& input) const {
   });
 }
 
-absl::Status CudaBackend::Decode(const cuda::DeviceWeights& weights, const StepInput& input, StepOutput* output) {
+absl::Status CudaBackend::LaunchDecode(SetMemory set, const StepInput& input) {
   rows_.clear();
   for (size_t i = 0; i < input.batch.tokens.size(); ++i) {
-    rows_.push_back({.from = -1,
+    rows_.push_back({.from = input.from.empty() ? -1 : input.from[i],
                      .token = input.batch.tokens[i],
                      .position = input.batch.positions[i],
                      .pages = input.batch.sequences[i].pages,
                      .sampling = SamplingOf(input.draws[i])});
   }
   if (absl::Status status = decode_step_->SetRows(rows_); !status.ok()) return status;
-  const absl::StatusOr<uint64_t> step = decode_step_->Launch(weights);
+  const absl::StatusOr<uint64_t> step = decode_step_->Launch(*set);
   if (!step.ok()) return step.status();
-  const auto draws = decode_step_->Read(*step);
+  launched_.push_back({.set = std::move(set), .decode_step = *step, .wants_routing = input.wants_routing});
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::CollectDecode(uint64_t step, bool wants_routing, StepOutput* output) {
+  const double begin = SteadySeconds();
+  const auto draws = decode_step_->Read(step);
   if (!draws.ok()) return draws.status();
-  for (size_t i = 0; i < rows_.size(); ++i) {
+  output->decoder_seconds = SteadySeconds() - begin;
+  output->draws.resize(draws->tokens.size());
+  output->finite.resize(draws->tokens.size());
+  for (size_t i = 0; i < draws->tokens.size(); ++i) {
     TakeDraw(draws->tokens[i], draws->log_probs[i], static_cast<int64_t>(i), i, output);
   }
-  if (input.wants_routing) {
+  output->routing.clear();
+  if (wants_routing) {
     output->routing.assign(reinterpret_cast<const char*>(draws->routing.data()), draws->routing.size());
   }
   return absl::OkStatus();
 }
 
 absl::Status CudaBackend::Mix(const cuda::DeviceWeights& weights, const StepInput& input, StepOutput* output) {
+  const double begin = SteadySeconds();
+  output->draws.resize(input.draws.size());
+  output->finite.resize(input.batch.output_rows.size());
+  output->routing.clear();
   batch_.tokens = input.batch.tokens;
   batch_.positions = input.batch.positions;
   batch_.sequences = input.batch.sequences;
@@ -287,6 +335,7 @@ absl::Status CudaBackend::Mix(const cuda::DeviceWeights& weights, const StepInpu
     }
     first += count;
   } while (first < input.draws.size());
+  output->decoder_seconds = SteadySeconds() - begin;
   return absl::OkStatus();
 }
 

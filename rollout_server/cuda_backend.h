@@ -1,5 +1,6 @@
 // Steps on a GPU, over engine/cuda: weights, KV pages, decoder and sampler in device memory; from step to step the host
-// sends tokens and page tables and gets tokens and log-probs. Steps of decode rows alone are CUDA graphs.
+// sends tokens and page tables and gets tokens and log-probs. Steps of decode rows alone are CUDA graphs, and one is
+// launched while the one before it runs: its tokens come from there.
 //
 // Each call sets the thread's device.
 #ifndef LOCKSTEP_ROLLOUT_SERVER_CUDA_BACKEND_H_

@@ -86,8 +86,9 @@ class CudaBackendTest : public ::testing::Test {
     EXPECT_TRUE(filled.ok()) << filled;
     return (*shadow)->Release();
   }
-  // Groups of all kinds of transforms; `switched` (may be null) becomes current after a few steps, as the host has it,
-  // or as an update fills it on the device.
+  // Groups of all kinds of transforms; `switched` (may be null) becomes current after kStepsBefore steps, as the host
+  // has it, or as an update fills it on the device.
+  static constexpr uint64_t kStepsBefore = 8;
   Samples Run(bool on_device, const std::shared_ptr<const Weights>& weights, const Setting& setting,
               const std::shared_ptr<const Weights>& switched = nullptr, bool fills_device = false) {
     auto engine = MakeEngine(on_device, weights, setting);
@@ -99,7 +100,12 @@ class CudaBackendTest : public ::testing::Test {
       group.set_routing(weights->config.num_experts > 0 && g % 2 == 1);
       engine->Submit(std::move(group), sink);
     }
-    for (int step = 0; step < 7; ++step) EXPECT_TRUE(engine->Step());
+    while (engine->stats().steps + 1 < kStepsBefore) EXPECT_TRUE(engine->Step());
+    engine->Drain();
+    if (engine->stats().steps < kStepsBefore) {
+      EXPECT_FALSE(on_device) << "a step was launched ahead";
+      EXPECT_TRUE(engine->Step());
+    }
     if (switched != nullptr) {
       const std::shared_ptr<const WeightSet> set = fills_device ? Filled(*backend_, *switched) : switched;
       EXPECT_TRUE(engine->SwitchWeights(set, InFlight::kContinue).ok());

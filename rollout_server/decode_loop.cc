@@ -57,6 +57,7 @@ absl::StatusOr<double> DecodeLoop::Flip(std::shared_ptr<const WeightSet> weights
   Post([call, weights = std::move(weights), policy = *policy](BatchEngine& engine) mutable {
     const std::lock_guard lock(call->mutex);
     if (call->abandoned) return;
+    engine.Drain();  // which is decoding, and no pause
     const absl::Time begin = absl::Now();
     call->status = engine.SwitchWeights(std::move(weights), policy);
     call->seconds = absl::ToDoubleSeconds(absl::Now() - begin);

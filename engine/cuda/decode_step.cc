@@ -44,6 +44,12 @@ size_t ResultBytes(const ModelConfig& config, int64_t rows) {
   return counter.bytes();
 }
 
+bool Same(const SamplingRow& a, const SamplingRow& b) {
+  return a.temperature == b.temperature && a.top_p == b.top_p && a.top_k == b.top_k &&
+         a.sample_index == b.sample_index && a.token_index == b.token_index && a.seed == b.seed &&
+         a.group_id == b.group_id;
+}
+
 }  // namespace
 
 int64_t DecodeBucket(int64_t rows) {
@@ -110,9 +116,8 @@ absl::StatusOr<std::unique_ptr<DecodeStep>> DecodeStep::Create(DeviceDecoder* de
   s.drawn_ = carved.drawn;
   s.log_probs_ = carved.log_probs;
   s.routing_ = carved.routing;
-  s.result_bytes_ = ResultBytes(config, rows);
   for (Results& results : s.results_) {
-    auto host = PinnedBuffer::Allocate(s.result_bytes_, "draws");
+    auto host = PinnedBuffer::Allocate(ResultBytes(config, rows), "draws");
     if (!host.ok()) return host.status();
     auto event = Event::Create();
     if (!event.ok()) return event.status();
@@ -122,7 +127,29 @@ absl::StatusOr<std::unique_ptr<DecodeStep>> DecodeStep::Create(DeviceDecoder* de
   return step;
 }
 
+// What AdvanceRows has made of the rows that were sent last, which the block still has.
+bool DecodeStep::GoOn(std::span<const Row> rows) const {
+  if (advanced_ == 0 || static_cast<int64_t>(rows.size()) != rows_) return false;
+  const int64_t stride = limits_.sequence_pages;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const Row& row = rows[i];
+    SamplingRow sampling = block_.Host(sampling_)[i];
+    sampling.token_index += static_cast<uint32_t>(advanced_);
+    if (row.from != static_cast<int32_t>(i) || row.position != block_.Host(positions_)[i] + advanced_ ||
+        row.position >= static_cast<int64_t>(row.pages.size()) * kPageTokens || !Same(row.sampling, sampling)) {
+      return false;
+    }
+    const std::span table(block_.Host(table_) + static_cast<int64_t>(i) * stride, static_cast<size_t>(stride));
+    if (row.pages.size() > table.size() || !std::equal(row.pages.begin(), row.pages.end(), table.begin()) ||
+        (row.pages.size() < table.size() && table[row.pages.size()] != -1)) {
+      return false;
+    }
+  }
+  return true;
+}
+
 absl::Status DecodeStep::SetRows(std::span<const Row> rows) {
+  if (GoOn(rows)) return absl::OkStatus();
   const auto count = static_cast<int64_t>(rows.size()), stride = limits_.sequence_pages;
   const ModelConfig& config = decoder_->config();
   LOCKSTEP_CHECK(count <= limits_.rows, "more rows than the step was made for");
@@ -154,6 +181,8 @@ absl::Status DecodeStep::SetRows(std::span<const Row> rows) {
     max_position_ = std::max<int64_t>(max_position_, row.position);
   }
   rows_ = count;
+  advanced_ = 0;
+  ++uploads_;
   const Stream& stream = decoder_->stream();
   const size_t table_bytes = static_cast<size_t>(bucket * stride) * sizeof(int32_t);
   absl::Status status = block_.CopyFirst(table_.offset + table_bytes, stream);
@@ -221,10 +250,13 @@ absl::StatusOr<uint64_t> DecodeStep::Launch(const DeviceWeights& weights) {
   Results& results = results_[steps_ % kResults];
   absl::Status status = results.copied.Wait();  // the host runs at most kResults steps ahead
   if (status.ok()) status = RunKind(weights, DecodeBucket(rows_), PositionBound());
-  if (status.ok()) status = stream.CopyToHost(results.host.data(), drawn_, result_bytes_);
+  const size_t bytes =
+      static_cast<size_t>(routing_ - reinterpret_cast<uint8_t*>(drawn_)) + static_cast<size_t>(rows_) * row_bytes_;
+  if (status.ok()) status = stream.CopyToHost(results.host.data(), drawn_, bytes);
   if (status.ok()) status = results.copied.Record(stream);
   if (!status.ok()) return status;
   ++max_position_;
+  ++advanced_;
   results.rows = rows_;
   results.step = steps_;
   return steps_++;

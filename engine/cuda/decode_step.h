@@ -6,6 +6,7 @@
 //   second = step.Launch(weights);        // while it runs, the host looks at the first
 //   draws = step.Read(first);
 //   step.SetRows(...)                     // some ended, some came: rows go on from what the second step drew
+//   third = step.Launch(weights);         // may come before Read(second)
 //
 // There is a graph for each bucket of rows (1, 2, 4, 8, 16, 24, ...), of context lengths, and set of weights; padded
 // rows have slot -1. The first step of a kind is put on the stream call by call (kernels are loaded then), the second
@@ -60,6 +61,8 @@ class DecodeStep {
     std::span<const int32_t> pages;  // of positions 0 .. as far as the row may go without another SetRows
     SamplingRow sampling;            // of the next draw
   };
+  // Sends nothing where these are the rows of the last launched step one token further, with the same pages: the device
+  // has their inputs already. Else it may come while steps run, and waits until the last rows that it sent are there.
   absl::Status SetRows(std::span<const Row> rows);
   // One step of the rows; returns its number.
   absl::StatusOr<uint64_t> Launch(const DeviceWeights& weights);
@@ -72,6 +75,8 @@ class DecodeStep {
   // What a step drew; waits for it. One of the last kResults steps; valid until as many more are launched.
   absl::StatusOr<Draws> Read(uint64_t step) const;
 
+  // How many times SetRows had something to send.
+  int64_t uploads() const { return uploads_; }
   int64_t graphs() const { return static_cast<int64_t>(graphs_captured_); }
   // Forgets the graphs that read these weights: before their memory is freed.
   void Forget(const DeviceWeights& weights);
@@ -90,6 +95,7 @@ class DecodeStep {
   absl::Status Enqueue(const DeviceWeights& weights, int64_t bucket, int64_t max_position);
   absl::Status RunKind(const DeviceWeights& weights, int64_t bucket, int64_t max_position);
   int64_t PositionBound() const;
+  bool GoOn(std::span<const Row> rows) const;
 
   DeviceDecoder* decoder_ = nullptr;
   const DeviceKv* cache_ = nullptr;
@@ -110,9 +116,10 @@ class DecodeStep {
   int32_t* drawn_ = nullptr;    // [rows]
   float* log_probs_ = nullptr;  // [rows]
   uint8_t* routing_ = nullptr;  // [rows, row_bytes]
-  size_t result_bytes_ = 0;
 
-  int64_t rows_ = 0;          // that are set
+  int64_t rows_ = 0;      // that are set
+  int32_t advanced_ = 0;  // steps since
+  int64_t uploads_ = 0;
   int64_t max_position_ = 0;  // of them, in the step that comes
   uint64_t steps_ = 0;
   Results results_[kResults];
