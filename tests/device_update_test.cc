@@ -2,6 +2,7 @@
 // learner's host memory, and gives the servers what an update over the host gives them.
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <string>
@@ -9,7 +10,8 @@
 #include <vector>
 
 #include "absl/time/time.h"
-#include "engine/kernels/cuda/emulation/runtime.h"
+#include "engine/checkpoint/hf_folder.h"
+#include "engine/model/low_rank.h"
 #include "learner/cuda_train_engine.h"
 #include "learner/trainer_test_util.h"
 #include "learner/update_source.h"
@@ -22,21 +24,22 @@ namespace {
 
 constexpr DType kDType = DType::kF16;
 
-// Tokens and log-probs of each sample.
+// Tokens and log-probs by group and sample.
+using Draws = std::map<std::pair<uint64_t, uint32_t>, std::pair<std::vector<int32_t>, std::vector<float>>>;
+
 class Recorder final : public ResultSink {
  public:
   void Push(v1::GenerateResponse response) override {
     if (!response.has_chunk()) return;
     const v1::TokenChunk& chunk = response.chunk();
-    Draws& draws = samples[{chunk.group_id(), chunk.sample_index()}];
+    auto& draws = samples[{chunk.group_id(), chunk.sample_index()}];
     draws.first.insert(draws.first.end(), chunk.token_ids().begin(), chunk.token_ids().end());
     draws.second.insert(draws.second.end(), chunk.log_probs().begin(), chunk.log_probs().end());
   }
   bool Full() const override { return false; }
   void Fail(const std::string& reason) override { ADD_FAILURE() << reason; }
 
-  using Draws = std::pair<std::vector<int32_t>, std::vector<float>>;
-  std::map<std::pair<uint64_t, uint32_t>, Draws> samples;
+  Draws samples;
 };
 
 absl::StatusOr<std::unique_ptr<TrainEngine>> OnDevice(const TrainEngineOptions& options) {
@@ -88,7 +91,7 @@ std::unique_ptr<RolloutServer> StartOnDevice(const ModelConfig& config) {
   return *std::move(server);
 }
 
-std::map<std::pair<uint64_t, uint32_t>, Recorder::Draws> Decode(RolloutServer& server) {
+Draws Decode(RolloutServer& server) {
   auto sink = std::make_shared<Recorder>();
   static uint32_t attempt = 0;
   ++attempt;
@@ -113,7 +116,33 @@ std::map<std::pair<uint64_t, uint32_t>, Recorder::Draws> Decode(RolloutServer& s
 class DeviceUpdateTest : public ::testing::TestWithParam<std::string> {
  protected:
   void TearDown() override { TestTransport() = "gloo"; }
+  // One update of each server, directly and over the host, that must decode the same afterwards.
+  void UpdateBoth(Trainer& trainer, uint64_t version, LearnerEnd& learner, RolloutServer& direct,
+                  LearnerEnd& host_learner, RolloutServer& over_host) {
+    UpdateSource values(&trainer);
+    PublishSource source = values.source();
+    ASSERT_NE(source.device, nullptr);
+    const auto host = source.host;
+    source.host = []() -> absl::StatusOr<ParamSource> { return absl::InternalError("the host is asked"); };
+    const auto report = learner->Publish(1, version, source, {direct.address()});
+    ASSERT_TRUE(report.ok()) << report.status();
+    source.host = host;
+    const auto host_report = host_learner->Publish(1, version, source, {over_host.address()});
+    ASSERT_TRUE(host_report.ok()) << host_report.status();
+    EXPECT_EQ(report->bytes, host_report->bytes);
+    EXPECT_EQ(direct.loop().stats().weight_version, version);
+    Draws after = Decode(direct);
+    EXPECT_NE(after, last_) << "the weights are others";
+    EXPECT_EQ(Decode(over_host), after);
+    last_ = std::move(after);
+  }
+  std::unique_ptr<LearnerEnd> MakeLearner(const ModelConfig& config, const std::string& transport) {
+    TestTransport() = transport;
+    return std::make_unique<LearnerEnd>(config, kDType, 4096);
+  }
+
   const std::unique_ptr<Collectives> single_ = MakeSingleRankCollectives();
+  Draws last_;
 };
 INSTANTIATE_TEST_SUITE_P(Transports, DeviceUpdateTest, ::testing::Values("ipc", "nccl"),
                          [](const auto& info) { return info.param; });
@@ -122,38 +151,39 @@ TEST_P(DeviceUpdateTest, ServersGetWhatAnUpdateOverTheHostGivesAndTheHostIsNotAs
   for (const ModelConfig& config : Families()) {
     auto trainer = MakeFreshTrainer(Options(config), single_.get(), OnDevice);
     const auto direct = StartOnDevice(config), over_host = StartOnDevice(config), late = StartOnDevice(config);
-    const auto before = Decode(*direct);
-    EXPECT_EQ(Decode(*over_host), before);
-    TestTransport() = GetParam();
-    LearnerEnd learner(config, kDType, 4096);
-    TestTransport() = "gloo";
-    LearnerEnd host_learner(config, kDType, 4096);
-    auto last = before;
+    last_ = Decode(*direct);
+    EXPECT_EQ(Decode(*over_host), last_);
+    const auto learner = MakeLearner(config, GetParam()), host_learner = MakeLearner(config, "gloo");
     for (uint64_t version = 1; version <= 3; ++version) {
       ASSERT_TRUE(trainer->Step(MakeSamples(8), 1).ok());
-      UpdateSource values(trainer.get());
-      PublishSource source = values.source();
-      ASSERT_NE(source.device, nullptr);
-      const auto host = source.host;
-      source.host = []() -> absl::StatusOr<ParamSource> { return absl::InternalError("the host is asked"); };
-      const auto report = learner->Publish(1, version, source, {direct->address()});
-      ASSERT_TRUE(report.ok()) << report.status();
-
-      source.host = host;
-      const auto host_report = host_learner->Publish(1, version, source, {over_host->address()});
-      ASSERT_TRUE(host_report.ok()) << host_report.status();
-      EXPECT_EQ(report->bytes, host_report->bytes);
-
-      EXPECT_EQ(direct->loop().stats().weight_version, version);
-      const auto after = Decode(*direct);
-      EXPECT_NE(after, last) << "the weights are others";
-      EXPECT_EQ(Decode(*over_host), after);
-      last = after;
+      UpdateBoth(*trainer, version, *learner, *direct, *host_learner, *over_host);
     }
     // A server that comes late pulls from the learner's device, over the host on its own side.
-    const absl::Status pulled = learner->CatchUp(late->address());
+    const absl::Status pulled = (*learner)->CatchUp(late->address());
     ASSERT_TRUE(pulled.ok()) << pulled;
-    EXPECT_EQ(Decode(*late), last);
+    EXPECT_EQ(Decode(*late), last_);
+  }
+}
+
+TEST_P(DeviceUpdateTest, MergedAdaptersGoTheSameWay) {
+  const ModelConfig config = Families()[0];
+  TrainerOptions options = Options(config);
+  options.lora.config.set_rank(4);
+  options.lora.config.set_alpha(8);
+  options.lora.base_dir = ::testing::TempDir() + "/base_of_adapters";
+  std::filesystem::remove_all(options.lora.base_dir);
+  const std::vector<float> base = RandomArena(config, 5);
+  const absl::Status written = WriteHfFolder(options.lora.base_dir, config, base.data(), DType::kF32, "");
+  ASSERT_TRUE(written.ok()) << written;
+  auto trainer = Trainer::Create(options, single_.get(), OnDevice);
+  ASSERT_TRUE(trainer.ok()) << trainer.status();
+  InitializeLowRank(*(*trainer)->lora(), 3, (*trainer)->arena());
+  ASSERT_TRUE((*trainer)->RefreshWeights().ok());
+  const auto direct = StartOnDevice(config), over_host = StartOnDevice(config);
+  const auto learner = MakeLearner(config, GetParam()), host_learner = MakeLearner(config, "gloo");
+  for (uint64_t version = 1; version <= 2; ++version) {
+    ASSERT_TRUE((*trainer)->Step(MakeSamples(8), 1).ok());
+    UpdateBoth(**trainer, version, *learner, *direct, *host_learner, *over_host);
   }
 }
 

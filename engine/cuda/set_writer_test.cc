@@ -61,7 +61,7 @@ void Write(SetWriter& writer, const DeviceWeights& set, const std::vector<ImageP
 TEST(SetWriterTest, ASetOfPiecesIsTheSetOfTheHostAndItsDigestsAreTheCpus) {
   for (const ModelConfig& config : Models()) {
     for (const DType dtype : {DType::kF16, DType::kF32}) {
-      for (const uint64_t piece_bytes : {uint64_t{256}, uint64_t{5000}, uint64_t{1} << 30}) {
+      for (const uint64_t piece_bytes : {uint64_t{1200}, uint64_t{5000}, uint64_t{1} << 30}) {
         OnDevice device;
         const Image image(config, dtype, 3);
         const DeviceWeights set = *DeviceWeights::Allocate(config, dtype, device.stream);
