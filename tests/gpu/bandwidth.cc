@@ -177,7 +177,9 @@ void Measure() {
   Must(cudaMemcpy(inverse, ones.data(), ones.size() * 4, cudaMemcpyHostToDevice), "copy");
   LogitState* states = static_cast<LogitState*>(Bytes(logit_rows * static_cast<int64_t>(sizeof(LogitState))));
   const double logit_bytes = size(logit_rows * vocabulary * 4);
-  Row("log_prob_accumulate", logit_bytes, [&] { return LogProbAccumulate(logits, 0, index, inverse, states, {}); });
+  float* between = static_cast<float*>(Bytes(LogProbAccumulateScratch(logit_rows, vocabulary) * 4));
+  Row("log_prob_accumulate", logit_bytes,
+      [&] { return LogProbAccumulate(logits, 0, index, inverse, states, between, {}); });
   Row("log_prob_gradient", 2 * logit_bytes,
       [&] { return LogProbGradient(logits, 0, index, inverse, inverse, inverse, {}); });
 

@@ -241,6 +241,11 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   properties->minor = devices.minor;
   return cudaSuccess;
 }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
+  if (device < 0 || device >= TheDevices().count) return cudaErrorInvalidDevice;
+  *value = TheDevices().major;
+  return cudaSuccess;
+}
 cudaError_t cudaSetDevice(int device) {
   const auto& devices = TheDevices();
   if (device < 0 || device >= devices.count) return cudaErrorInvalidDevice;
