@@ -118,7 +118,14 @@ def if_cublaslt(rule, name, **kwargs):
     if HAS_CUBLASLT:
         rule(name = name, **kwargs)
 
-def cuda_emulated_library(name, srcs, hdrs, deps):
+# Code over the emulation that tells of its accesses to memory (engine/kernels/cuda/emulation/races.h). Whoever links it
+# depends on race_hooks there.
+RACE_COPTS = select({
+    "//engine/kernels/cuda/emulation:sanitized": [],
+    "//conditions:default": ["-fsanitize=thread"],
+})
+
+def cuda_emulated_library(name, srcs, hdrs, deps, copts = []):
     """The same .cu files compiled for the CPU, over engine/kernels/cuda/emulation. Needs no toolkit; for tests."""
     wrappers = []
     for src in srcs:
@@ -136,7 +143,7 @@ def cuda_emulated_library(name, srcs, hdrs, deps):
         hdrs = hdrs,
         copts = [
             "-Wno-unknown-pragmas",  # unroll
-        ],
+        ] + copts,
         textual_hdrs = srcs,
         deps = deps + ["//engine/kernels/cuda/emulation"],
     )

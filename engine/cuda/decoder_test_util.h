@@ -227,7 +227,9 @@ inline LogProbs PagedLogProbs(Sides& sides, const Sequences& sequences, size_t b
       const float inverse = 1.0f / kTestTemperature, *row = static_cast<const float*>(logits.view.Row(r));
       LogitState state;
       float log_prob = 0;
-      EXPECT_EQ(LogProbAccumulate(logits.view.Rows(r, 1), 0, &target, &inverse, &state, {}), cudaSuccess);
+      std::vector<float> scratch(static_cast<size_t>(LogProbAccumulateScratch(1, logits.view.cols)));
+      EXPECT_EQ(LogProbAccumulate(logits.view.Rows(r, 1), 0, &target, &inverse, &state, scratch.data(), {}),
+                cudaSuccess);
       EXPECT_EQ(LogProbFinish(&state, 1, &log_prob, nullptr, nullptr, {}), cudaSuccess);
       EXPECT_TRUE(std::isfinite(row[target]));
       result[i].push_back(log_prob);

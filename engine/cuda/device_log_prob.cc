@@ -44,7 +44,9 @@ void LogProb(Calls& run, DeviceGemm& gemm, const LogProbRows& rows, const Tensor
       const int64_t columns = std::min(kLogitColumns, output.rows - v);
       const Tensor logits = Corner(scratch.logits, count, columns);
       run(gemm.LinearColumns(part.x, output, v, logits, stream), "logits");
-      run(LogProbAccumulate(logits, v, part.targets, part.inverse_temperature, scratch.states, stream), "log-probs");
+      run(LogProbAccumulate(logits, v, part.targets, part.inverse_temperature, scratch.states, /*scratch=*/nullptr,
+                            stream),
+          "log-probs");
     }
     run(LogProbFinish(scratch.states, count, log_prob + row, entropy == nullptr ? nullptr : entropy + row, lse + row,
                       stream),

@@ -11,7 +11,8 @@ DrawScratch CarveDraws(int64_t rows, int64_t vocab_size, Carver& carver) {
   scratch.logits = carver.Take(DType::kF32, rows, vocab_size);
   scratch.states = carver.TakeArray<LogitState>(rows);
   scratch.lse = carver.TakeArray<float>(rows);
-  scratch.sample = carver.TakeArray<char>(SampleScratchBytes(rows, vocab_size));
+  const auto softmax = static_cast<int64_t>(sizeof(float)) * LogProbAccumulateScratch(rows, vocab_size);
+  scratch.shared = carver.TakeArray<char>(std::max(SampleScratchBytes(rows, vocab_size), softmax));
   return scratch;
 }
 
@@ -24,10 +25,11 @@ absl::Status Draw(DeviceDecoder& decoder, const DeviceWeights& weights, const Te
     const Tensor logits = scratch.logits.Rows(0, count);
     if (absl::Status status = decoder.Logits(weights, hidden.Rows(row, count), logits); !status.ok()) return status;
     Calls run;
-    run(LogProbAccumulate(logits, 0, /*targets=*/nullptr, rows.inverse_temperature + row, scratch.states, stream),
+    run(LogProbAccumulate(logits, 0, /*targets=*/nullptr, rows.inverse_temperature + row, scratch.states,
+                          static_cast<float*>(scratch.shared), stream),
         "the softmax of the logits");
     run(LogProbFinish(scratch.states, count, nullptr, nullptr, scratch.lse, stream), "the softmax of the logits");
-    run(Sample(logits, rows.sampling + row, scratch.lse, rows.tokens + row, rows.log_probs + row, scratch.sample,
+    run(Sample(logits, rows.sampling + row, scratch.lse, rows.tokens + row, rows.log_probs + row, scratch.shared,
                stream),
         "sampling");
     run(MarkNonfinite(logits, rows.sampling + row, scratch.lse, rows.log_probs + row, stream), "checking the logits");

@@ -15,7 +15,7 @@ struct DrawScratch {
   Tensor logits;                 // [rows, V] FP32
   LogitState* states = nullptr;  // [rows]
   float* lse = nullptr;          // [rows]
-  void* sample = nullptr;        // SampleScratchBytes
+  void* shared = nullptr;        // of the softmax, then of the draw
 };
 DrawScratch CarveDraws(int64_t rows, int64_t vocab_size, Carver& carver);
 

@@ -206,7 +206,9 @@ void Measure() {
   Must(cudaMemcpy(inverse, ones.data(), ones.size() * 4, cudaMemcpyHostToDevice), "copy");
   LogitState* states = static_cast<LogitState*>(Bytes(logit_rows * static_cast<int64_t>(sizeof(LogitState))));
   const double logit_bytes = size(logit_rows * vocabulary * 4);
-  Row("log_prob_accumulate", logit_bytes, [&] { return LogProbAccumulate(logits, 0, index, inverse, states, {}); });
+  float* between = static_cast<float*>(Bytes(LogProbAccumulateScratch(logit_rows, vocabulary) * 4));
+  Row("log_prob_accumulate", logit_bytes,
+      [&] { return LogProbAccumulate(logits, 0, index, inverse, states, between, {}); });
   Must(LogProbFinish(states, logit_rows, nullptr, nullptr, lse, {}), "log_prob_finish");
 
   const int64_t samples = 64;

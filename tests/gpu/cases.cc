@@ -376,10 +376,11 @@ void LogProbs() {
   const Memory states(sizeof(LogitState) * rows), coefficient(std::vector<float>{1.5f, -0.25f, 0.0f});
   const size_t floats = sizeof(float) * rows;
   const Memory log_prob(floats), entropy(floats), lse(floats);
+  const Memory between(sizeof(float) * static_cast<size_t>(LogProbAccumulateScratch(rows, 2 * kVocabularyChunk)));
   for (int64_t at = 0; at < vocabulary; at += 2 * kVocabularyChunk) {
     const int64_t count = std::min(2 * kVocabularyChunk, vocabulary - at);
     Must(LogProbAccumulate(logits.view.Cols(at, count), at, targets.As<int32_t>(), inverse.As<float>(),
-                           states.As<LogitState>(), {}),
+                           states.As<LogitState>(), between.As<float>(), {}),
          "log_prob");
   }
   Must(LogProbFinish(states.As<LogitState>(), rows, log_prob.As<float>(), entropy.As<float>(), lse.As<float>(), {}),
@@ -408,7 +409,9 @@ void Sampling() {
   plain[5].temperature = 0;
   const Memory device_plain(plain), device_cut(cut), device_inverse(inverse);
   const Memory states(sizeof(LogitState) * rows), lse(sizeof(float) * rows);
-  Must(LogProbAccumulate(logits.view, 0, nullptr, device_inverse.As<float>(), states.As<LogitState>(), {}), "lse");
+  Must(LogProbAccumulate(logits.view, 0, nullptr, device_inverse.As<float>(), states.As<LogitState>(),
+                         /*scratch=*/nullptr, {}),
+       "lse");
   Must(LogProbFinish(states.As<LogitState>(), rows, nullptr, nullptr, lse.As<float>(), {}), "lse");
   const Memory tokens(sizeof(int32_t) * rows), log_probs(sizeof(float) * rows);
   const Memory scratch(static_cast<size_t>(SampleScratchBytes(rows, vocabulary)));

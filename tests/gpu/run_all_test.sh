@@ -41,9 +41,14 @@ export PROBE CASES
 total=$(wc -l < "$here/golden.txt")
 PROBE="echo found" CASES=$cases
 expect 0 "PASS results: $total results, bit for bit" "SKIP bench: needs the folder" "PASS kernels" "SKIP memcheck: no compute-sanitizer"
+CASES_IN_ORDER=$cases
 CASES="$cases | sed 's/^swiglu fp16 ./swiglu fp16 z/'"
 flags=--only=results,kernels
 expect 1 "FAIL results: exit code 1; results.log ends with: 1 of $total results differ" "PASS kernels" "1 passed, 1 failed, 0 skipped"
+flags=
+CASES="if [ \"\${LOCKSTEP_CUDA_OVERLAP:-1}\" = 0 ]; then $CASES_IN_ORDER; else $CASES; fi"
+expect 1 "FAIL results: exit code 1" "PASS results_in_order: $total results, bit for bit"
+flags=--only=results,kernels
 CASES="exit 1"
 expect 1 "the cases did not run to their end without an error; they gave 0 results"
 PROBE="echo no CUDA device: none; exit 77"

@@ -59,6 +59,11 @@ inline void CheckShape(const AttentionShape& shape) {
   LOCKSTEP_CHECK(AttentionSupports(shape), "AttentionSupports refuses these heads: ask it before");
 }
 
+// The first view.decode_rows rows of AttentionPaged in a 16-bit dtype, after its checks.
+[[nodiscard]] cudaError_t AttentionDecode(const AttentionShape& shape, const Tensor& q, const PagedView& view,
+                                          int64_t max_position, Numerics numerics, void* scratch, const Tensor& out,
+                                          cudaStream_t stream);
+
 // The launchers of attention.h for FP32, after their checks.
 [[nodiscard]] cudaError_t AttentionPagedF32(const AttentionShape& shape, const Tensor& q, const PagedView& view,
                                             const Tensor& out, cudaStream_t stream);

@@ -179,9 +179,10 @@ struct TileRows {
   int group;      // H / G
 
   // Row of the tile that is row i (0: g, 1: g + 8) of this thread; -1: none.
-  __device__ int Of(int i) const {
-    const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-    const int row = warp * kWarpRows + lane / 4 + i * 8;
+  __device__ int Of(int i) const { return OfWarp(static_cast<int>(threadIdx.x) / kWarp, i); }
+  // The same, were this thread in that warp.
+  __device__ int OfWarp(int warp, int i) const {
+    const int row = warp * kWarpRows + static_cast<int>(threadIdx.x) % kWarp / 4 + i * 8;
     return row < count ? first + row : -1;
   }
   // Where the row's head begins in a tensor of H heads; null for none.

@@ -1,4 +1,5 @@
 #include "engine/kernels/contract.h"
+#include "engine/kernels/cuda/bricks.cuh"
 #include "engine/kernels/cuda/decode_rows.h"
 #include "engine/kernels/cuda/launch.h"
 
@@ -8,6 +9,7 @@ namespace {
 constexpr int kThreads = 128;
 
 __global__ void AdvanceKernel(DecodeRows rows, int64_t count, const int32_t* sampled) {
+  AwaitPrevious();
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= count || rows.row_sequence[i] < 0) return;
   const int32_t position = rows.positions[i] + 1;
@@ -34,7 +36,7 @@ __global__ void TakeTokensKernel(const int32_t* from, const int32_t* given, cons
 }  // namespace
 
 cudaError_t AdvanceRows(const DecodeRows& rows, int64_t count, const int32_t* sampled, cudaStream_t stream) {
-  return Launch(AdvanceKernel, CeilDiv(count, kThreads), 1, kThreads, stream, rows, count, sampled);
+  return LaunchBehind(AdvanceKernel, CeilDiv(count, kThreads), 1, kThreads, 0, stream, rows, count, sampled);
 }
 
 cudaError_t TakeTokens(const int32_t* from, const int32_t* given, const int32_t* sampled, int64_t count,

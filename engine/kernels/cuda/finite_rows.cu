@@ -5,7 +5,7 @@
 namespace lockstep::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 1024;
 
 struct MarkArgs {
   Rows<const float> logits;
@@ -22,12 +22,19 @@ __device__ int IsNonfinite(float value) {
 }
 
 // A block has a row.
-__global__ void MarkNonfiniteKernel(MarkArgs a) {
+__global__ __launch_bounds__(kThreads) void MarkNonfiniteKernel(MarkArgs a) {
   __shared__ int shared[kThreads / kWarp];
+  AwaitPrevious();
   const int64_t row = blockIdx.x;
   const float* logits = a.logits.data + row * a.logits.stride;
   int bad = 0;
-  for (int64_t v = threadIdx.x; v < a.vocab_size; v += kThreads) bad |= IsNonfinite(logits[v]);
+#pragma unroll 4
+  for (int64_t v = int64_t{threadIdx.x} * kVector; v < a.vocab_size; v += kThreads * kVector) {
+    float eight[kVector];
+    Load(logits + v, a.vocab_size - v, eight);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) bad |= IsNonfinite(eight[i]);
+  }
   bad = BlockSum(bad, shared);
   if (threadIdx.x != 0) return;
   if (a.rows[row].temperature != 0) bad += IsNonfinite(a.lse[row]);
@@ -40,7 +47,7 @@ cudaError_t MarkNonfinite(const Tensor& logits, const SamplingRow* rows, const f
                           cudaStream_t stream) {
   LOCKSTEP_CHECK(logits.dtype == DType::kF32 && logits.cols > 0, "a row of FP32 logits has tokens");
   const MarkArgs args = {RowsOf<const float>(logits), logits.cols, rows, lse, log_probs};
-  return Launch(MarkNonfiniteKernel, logits.rows, 1, kThreads, stream, args);
+  return LaunchBehind(MarkNonfiniteKernel, logits.rows, 1, kThreads, 0, stream, args);
 }
 
 }  // namespace lockstep::cuda

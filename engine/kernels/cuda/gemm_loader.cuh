@@ -15,10 +15,11 @@ struct alignas(16) Chunk {
   uint32_t words[4];
 };
 
-// Eight elements to shared memory, of which `count` exist (none: count <= 0); the others become 0.
+// Eight elements to shared memory, of which `count` exist (none: count <= 0); the others become 0. None at all goes the
+// fast way too: else the threads of rows that are not there would send their warp both ways, step after step.
 __device__ inline void CopyChunk(void* shared, const uint16_t* from, int count, bool aligned) {
-  if (count >= kVector && aligned) {
-    CpAsync16(shared, from, true);
+  if (aligned && (count >= kVector || count <= 0)) {
+    CpAsync16(shared, from, count > 0);
     return;
   }
   Chunk chunk;
@@ -56,6 +57,19 @@ class Tile {
     }
     from_ += kByReduction ? kDepth * stride_ : kDepth;
     (kByReduction ? lines_left_ : elements_left_) -= kDepth;
+  }
+
+  // Asks for the first steps of the reduction, which ends after `length`, to be brought to the L2 cache. Before Load.
+  __device__ void PrefetchSteps(int steps, int length) const {
+    constexpr int kOfLine = kThreads / kExtent;  // threads
+    static_assert(!kByReduction && kOfLine >= 1);
+    const int thread = static_cast<int>(line_ * kChunks + chunk_);
+    const int line = thread / kOfLine - static_cast<int>(line_);
+    if (line >= lines_left_) return;
+    const uint16_t* const from = from_ + line * stride_ - static_cast<int>(chunk_) * kVector;
+    for (int step = thread % kOfLine; step < steps && step * kDepth < length; step += kOfLine) {
+      PrefetchToL2(from + step * kDepth);
+    }
   }
 
   // Operands of Mma16816 from elements [at, at + 16) and step k (a multiple of 16) of `tile`: as a; as b, twice; as b

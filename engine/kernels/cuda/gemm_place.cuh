@@ -9,7 +9,7 @@
 namespace lockstep::cuda {
 
 // Tiles along j that share their tiles of a while those are in the L2 cache.
-inline constexpr int64_t kRasterGroup = 8;
+inline constexpr unsigned kRasterGroup = 8;
 inline constexpr int64_t kTileMax = 128;
 
 // T: as it is stored (16-bit types as uint16_t). Sizes fit 32 bits (PlaceBlocks checks), which saves registers.
@@ -23,35 +23,40 @@ struct Place {
   bool empty;                     // nothing to do
 };
 
-// Blocks of the grid for tiles of tile_i x tile_j; sets product.slots.
+// Blocks of the grid for tiles of tile_i x tile_j; sets product.tiles_i and slots.
 inline int64_t PlaceBlocks(Product& product, int64_t tile_i, int64_t tile_j) {
   constexpr int64_t kMax = 0x7FFFFFFF - kTileMax;
   LOCKSTEP_CHECK(product.size_i <= kMax && product.size_j <= kMax && product.reduction <= kMax,
                  "a product's sizes fit 32 bits");
-  const int64_t tiles = CeilDiv(product.size_j, tile_j);
+  int64_t slots = CeilDiv(product.size_j, tile_j);
   // Every expert may have one tile that is not full.
-  if (product.cut == ExpertCut::kNone) product.slots = tiles;
-  if (product.cut == ExpertCut::kRows) product.slots = product.size_j == 0 ? 0 : tiles + product.experts.num_experts;
-  if (product.cut == ExpertCut::kReduction) product.slots = tiles * product.experts.num_experts;
-  return product.slots * CeilDiv(product.size_i, tile_i);
+  if (product.cut == ExpertCut::kRows && slots > 0) slots += product.experts.num_experts;
+  if (product.cut == ExpertCut::kReduction) slots *= product.experts.num_experts;
+  const int64_t tiles_i = CeilDiv(product.size_i, tile_i);
+  LOCKSTEP_CHECK(slots <= kGridXMax, "a product's tiles fit 32 bits");
+  product.slots = static_cast<uint32_t>(slots);
+  product.tiles_i = static_cast<uint32_t>(tiles_i);
+  return slots * tiles_i;
 }
 
+// In 32 bits: a quotient of 64 is a hundred instructions, and the whole block waits for this one.
 template <typename T>
-__device__ inline Place<T> FindPlace(const Product& p, int64_t tile_i, int64_t tile_j) {
-  const int64_t tiles_i = CeilDiv(p.size_i, tile_i), block = blockIdx.x;
-  const int64_t first = block / (kRasterGroup * tiles_i) * kRasterGroup, within = block % (kRasterGroup * tiles_i);
-  const int64_t group = p.slots - first < kRasterGroup ? p.slots - first : kRasterGroup;
-  int64_t slot = first + within % group;
+__device__ inline Place<T> FindPlace(const Product& p, unsigned tile_i, unsigned tile_j) {
+  const unsigned across = kRasterGroup * p.tiles_i, block = blockIdx.x;  // a tile is 16 wide: it fits
+  const unsigned first = block / across * kRasterGroup, within = block % across;
+  const unsigned group = p.slots - first < kRasterGroup ? p.slots - first : kRasterGroup;
+  unsigned slot = first + within % group;
   Place<T> place = {static_cast<const T*>(p.a.data), static_cast<const T*>(p.b.data), 0, 0, 0, 0, 0, 0, 0, false};
   place.i = static_cast<int>(within / group * tile_i);
   place.size_i = static_cast<int>(p.size_i);
   place.size_j = static_cast<int>(p.size_j);
   place.reduction = static_cast<int>(p.reduction);
   if (p.cut == ExpertCut::kRows) {
-    int64_t expert = 0, begin = p.experts.offsets[0], end = 0;
+    int64_t expert = 0;
+    unsigned begin = static_cast<unsigned>(p.experts.offsets[0]), end = 0;
     for (; expert < p.experts.num_experts; ++expert, begin = end) {
-      end = p.experts.offsets[expert + 1];
-      const int64_t tiles = CeilDiv(end - begin, tile_j);
+      end = static_cast<unsigned>(p.experts.offsets[expert + 1]);
+      const unsigned tiles = (end - begin + tile_j - 1) / tile_j;
       if (slot < tiles) break;
       slot -= tiles;
     }
@@ -63,7 +68,7 @@ __device__ inline Place<T> FindPlace(const Product& p, int64_t tile_i, int64_t t
     place.size_j = static_cast<int>(end - begin);
   }
   if (p.cut == ExpertCut::kReduction) {
-    const int64_t tiles = CeilDiv(p.size_j, tile_j), expert = slot / tiles;
+    const unsigned tiles = (static_cast<unsigned>(p.size_j) + tile_j - 1) / tile_j, expert = slot / tiles;
     slot %= tiles;
     const int64_t begin = p.experts.offsets[expert];
     place.reduction = static_cast<int>(p.experts.offsets[expert + 1] - begin);
@@ -78,7 +83,7 @@ __device__ inline Place<T> FindPlace(const Product& p, int64_t tile_i, int64_t t
 
 // To the whole block, in shared memory. False where there is nothing to do.
 template <typename T>
-__device__ inline bool SharePlace(const Product& p, int64_t tile_i, int64_t tile_j, Place<T>& shared) {
+__device__ inline bool SharePlace(const Product& p, unsigned tile_i, unsigned tile_j, Place<T>& shared) {
   if (threadIdx.x == 0) shared = FindPlace<T>(p, tile_i, tile_j);
   __syncthreads();
   return !shared.empty;

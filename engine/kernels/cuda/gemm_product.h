@@ -46,7 +46,8 @@ struct Product {
   const void* residual = nullptr;  // rows of out's dtype
   int64_t residual_stride = 0;
 
-  int64_t slots = 0;  // set by the launchers: tiles along j (kRows: at most so many), of all experts
+  // Set by the launchers: tiles along i; along j (kRows: at most so many), of all experts.
+  uint32_t tiles_i = 0, slots = 0;
 };
 
 // FP16 and BF16 on tensor cores; FP32.

@@ -1,6 +1,6 @@
-// Linear for few rows: weights are read once and nothing waits for anybody. A warp has 16 weight rows (i) and one slice
-// of k, with its own stages of cp.async; the block's warps are the slices, or where these are fewer than four also
-// neighbouring rows. The slices are added in ascending order at the end.
+// Linear for few rows: weights are read once and nothing waits for anybody. A warp has 16 or 32 weight rows (i) and one
+// or two neighbouring slices of k, with its own stages of cp.async; the block's warps are the slices, or where these
+// are fewer than four warps also neighbouring rows. The slices are added in ascending order at the end.
 #ifndef LOCKSTEP_ENGINE_KERNELS_CUDA_GEMM_SKINNY_CUH_
 #define LOCKSTEP_ENGINE_KERNELS_CUDA_GEMM_SKINNY_CUH_
 
@@ -9,53 +9,93 @@
 
 namespace lockstep::cuda {
 
-inline constexpr int kSkinnyI = 16;             // weight rows of a warp
-inline constexpr int kSkinnyBytes = 12 << 10;   // shared memory of a warp: as many stages as fit
-inline constexpr int64_t kSkinnySlicesMax = 8;  // warps of a block at most
+inline constexpr int kSkinnyBytes = 96 << 10;  // shared memory of a block: as many stages as fit
+inline constexpr int kSkinnyPrefetch = 4;      // steps of a warp's weights that are asked for before its turn
+inline constexpr int64_t kSkinnySlicesMax = 8;
 
-// kJ: rows of x a block, 8, 16 or 32. slices: CeilDiv(k, p.slice), at least 1; blockDim: whole groups of `slices`
-// warps.
-template <typename T, int kJ>
-__global__ __launch_bounds__(kSkinnySlicesMax* kWarp) void SkinnyKernel(Product p, int slices) {
-  using TileA = Tile<kSkinnyI, false, kWarp>;
+// kWeights: rows of w a warp; kRows: rows of x a block, 8, 16 or 32; kSlices: of a warp, at most.
+template <int kWeights, int kRows, int kSlices>
+struct SkinnyShape {
+  static constexpr int kI = kWeights, kJ = kRows, kShare = kSlices;
+  static constexpr int kWarpsMax = static_cast<int>(kSkinnySlicesMax) / kShare;  // of a block
+  static constexpr int kWarpBytes = kSkinnyBytes / kWarpsMax;
+};
+// Blocks of few rows of x have all slices side by side. With many, x is most of what a warp reads, so it goes to twice
+// the weight rows, and two slices share the memory that the stages of both need.
+using SkinnyFew = SkinnyShape<16, 8, 1>;
+using SkinnySome = SkinnyShape<16, 16, 1>;
+using SkinnyMany = SkinnyShape<32, 32, 2>;
+
+// slices: CeilDiv(k, p.slice), at least 1; blockDim: whole groups of CeilDiv(slices, kShare) warps.
+template <typename T, typename Shape>
+__global__ __launch_bounds__(Shape::kWarpsMax* kWarp) void SkinnyKernel(Product p, int slices) {
+  constexpr int kI = Shape::kI, kJ = Shape::kJ, kShare = Shape::kShare;
+  using TileA = Tile<kI, false, kWarp>;
   using TileB = Tile<kJ, false, kWarp>;
-  constexpr int kProducts = kJ / 8, kStages = kSkinnyBytes / (TileA::kBytes + TileB::kBytes);
-  static_assert(kStages >= 2);
+  constexpr int kStageBytes = TileA::kBytes + TileB::kBytes, kStages = Shape::kWarpBytes / kStageBytes;
+  constexpr int kProductsI = kI / 16, kProductsJ = kJ / 8;
+  static_assert(kStages >= 3);
   const unsigned warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int group = static_cast<int>(warp) / slices, slice = static_cast<int>(warp) % slices;
-  const int groups = static_cast<int>(blockDim.x) / kWarp / slices, extent = groups * kSkinnyI;
+  const int ways = (slices + kShare - 1) / kShare;  // warps that share a group's k
+  const int group = static_cast<int>(warp) / ways, way = static_cast<int>(warp) % ways;
+  const int groups = static_cast<int>(blockDim.x) / kWarp / ways, extent = groups * kI;
   __shared__ Place<uint16_t> place;
+  if (p.cut != ExpertCut::kNone) AwaitPrevious();  // the experts' offsets
   if (!SharePlace(p, extent, kJ, place)) return;
-  const int begin = slice * static_cast<int>(p.slice), left = place.reduction - begin;
-  const int end = left < p.slice ? place.reduction : begin + static_cast<int>(p.slice);
-  TileA a(place.a, p.a, lane, place.i + group * kSkinnyI, place.size_i, begin, end);
+  const int slice = static_cast<int>(p.slice), begin = way * kShare * slice, left = place.reduction - begin;
+  const int end = left < int64_t{kShare} * slice ? place.reduction : begin + kShare * slice;
+  TileA a(place.a, p.a, lane, place.i + group * kI, place.size_i, begin, end);
   TileB b(place.b, p.b, lane, place.j, place.size_j, begin, end);
-  unsigned char* shared = DynamicShared() + warp * kSkinnyBytes;
+  if (p.cut == ExpertCut::kNone) {  // the kernels before this one leave the memory's bus time for weights
+    a.PrefetchSteps(kSkinnyPrefetch, end - begin);
+    AwaitPrevious();
+  }
+  unsigned char* shared = DynamicShared() + warp * Shape::kWarpBytes;
   const int steps = (end - begin + kDepth - 1) / kDepth;
   const auto load = [&](int step) {
     if (step < steps) {
-      unsigned char* stage = shared + step % kStages * (TileA::kBytes + TileB::kBytes);
+      unsigned char* stage = shared + step % kStages * kStageBytes;
       a.Load(stage);
       b.Load(stage + TileA::kBytes);
     }
     CpAsyncCommit();
   };
-  float chain[kProducts][4] = {};
+  float chains[kShare][kProductsI][kProductsJ][4] = {};  // the last is the one that goes on
+  auto& chain = chains[kShare - 1];
+  bool second = false;
   for (int step = 0; step < kStages - 1; ++step) load(step);
   for (int step = 0; step < steps; ++step) {
     CpAsyncWait<kStages - 2>();
     __syncwarp();  // this stage is there for the warp, and the one to be loaded is no longer read
     load(step + kStages - 1);
-    const unsigned char* stage = shared + step % kStages * (TileA::kBytes + TileB::kBytes);
+    if constexpr (kShare == 2) {
+      if (step * kDepth == slice) {  // the second slice begins
+        second = true;
+#pragma unroll
+        for (int i = 0; i < kProductsI; ++i) {
+#pragma unroll
+          for (int j = 0; j < kProductsJ; ++j) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+              chains[0][i][j][e] = chain[i][j][e];
+              chain[i][j][e] = 0;
+            }
+          }
+        }
+      }
+    }
+    const unsigned char* stage = shared + step % kStages * kStageBytes;
 #pragma unroll
     for (unsigned k = 0; k < kDepth; k += 16) {
-      uint32_t left[4];
-      TileA::LoadA(left, stage, 0, k);
+      uint32_t weights[kProductsI][4];
 #pragma unroll
-      for (int j = 0; j < kProducts; ++j) {
+      for (int i = 0; i < kProductsI; ++i) TileA::LoadA(weights[i], stage, 16 * i, k);
+#pragma unroll
+      for (int j = 0; j < kProductsJ; ++j) {
         uint32_t right[2];
         TileB::LoadB(right, stage + TileA::kBytes, 8 * j, k);
-        Mma16816<T>(chain[j], left, right);
+#pragma unroll
+        for (int i = 0; i < kProductsI; ++i) Mma16816<T>(chain[i][j], weights[i], right);
       }
     }
   }
@@ -65,11 +105,20 @@ __global__ __launch_bounds__(kSkinnySlicesMax* kWarp) void SkinnyKernel(Product 
   float* sums = reinterpret_cast<float*>(DynamicShared());
   const unsigned g = lane / 4, t = lane % 4;
 #pragma unroll
-  for (int j = 0; j < kProducts; ++j) {
+  for (int s = 0; s < kShare; ++s) {
+    const auto& ended = chains[s];
+    const int at = way * kShare + (second || kShare == 1 ? s : s - (kShare - 1));  // of one slice, the last chain
+    if (at < way * kShare || at >= slices) continue;
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const unsigned row = slice * kJ + 8 * j + 2 * t + e % 2, column = group * kSkinnyI + g + e / 2 * 8;
-      sums[row * extent + column] = chain[j][e];
+    for (int i = 0; i < kProductsI; ++i) {
+#pragma unroll
+      for (int j = 0; j < kProductsJ; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const unsigned row = at * kJ + 8 * j + 2 * t + e % 2, column = group * kI + 16 * i + g + e / 2 * 8;
+          sums[row * extent + column] = ended[i][j][e];
+        }
+      }
     }
   }
   __syncthreads();

@@ -38,7 +38,7 @@ GemmTile PickTile(Product product) {
 template <typename Shape>
 cudaError_t LaunchTile(void (*kernel)(Product), Product product, cudaStream_t stream) {
   const int64_t blocks = PlaceBlocks(product, Shape::kExtentI, Shape::kExtentJ);
-  return LaunchShared(kernel, blocks, 1, Shape::kThreads, Shape::kShared, stream, product);
+  return LaunchBehind(kernel, blocks, 1, Shape::kThreads, Shape::kShared, stream, product);
 }
 
 template <typename T, typename Shape, typename SlicedShape>
@@ -51,15 +51,22 @@ cudaError_t LaunchTile(const Product& product, cudaStream_t stream) {
   return LaunchTile<Shape>(TileKernel<T, Shape, false, false, false>, product, stream);
 }
 
-template <typename T>
+template <typename T, typename Shape>
 cudaError_t LaunchSkinny(Product product, cudaStream_t stream) {
-  const int64_t slices = SlicesOf(product), rows = RowsOfAnExpert(product);
-  LOCKSTEP_CHECK(slices <= kSkinnySlicesMax, "a block of the skinny kernel has a warp a slice");
-  const int64_t warps = slices >= 4 ? slices : 4 / slices * slices, extent = warps / slices * kSkinnyI;
-  const int64_t tile_j = rows <= 8 ? 8 : rows <= 16 ? 16 : 32;
-  const int64_t blocks = PlaceBlocks(product, extent, tile_j);
-  auto* kernel = tile_j == 8 ? SkinnyKernel<T, 8> : tile_j == 16 ? SkinnyKernel<T, 16> : SkinnyKernel<T, 32>;
-  return LaunchShared(kernel, blocks, 1, warps * kWarp, warps * kSkinnyBytes, stream, product, slices);
+  const int64_t slices = SlicesOf(product), ways = CeilDiv(slices, Shape::kShare);
+  LOCKSTEP_CHECK(ways <= Shape::kWarpsMax, "a block of the skinny kernel has warps for all slices");
+  const int64_t warps = ways >= 4 ? ways : 4 / ways * ways, extent = warps / ways * Shape::kI;
+  const int64_t blocks = PlaceBlocks(product, extent, Shape::kJ);
+  return LaunchBehind(SkinnyKernel<T, Shape>, blocks, 1, warps * kWarp, warps * Shape::kWarpBytes, stream, product,
+                      slices);
+}
+
+template <typename T>
+cudaError_t LaunchSkinny(const Product& product, cudaStream_t stream) {
+  const int64_t rows = RowsOfAnExpert(product);
+  if (rows <= SkinnyFew::kJ) return LaunchSkinny<T, SkinnyFew>(product, stream);
+  if (rows <= SkinnySome::kJ) return LaunchSkinny<T, SkinnySome>(product, stream);
+  return LaunchSkinny<T, SkinnyMany>(product, stream);
 }
 
 template <typename T>

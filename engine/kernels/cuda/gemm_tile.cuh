@@ -55,6 +55,7 @@ __global__ __launch_bounds__(Shape::kThreads, Shape::kBlocks) void TileKernel(Pr
   using TileB = Tile<Shape::kExtentJ, kBByReduction, Shape::kThreads>;
   using Sums = WarpSums<Shape>;
   __shared__ Place<uint16_t> place;
+  AwaitPrevious();
   if (!SharePlace(p, Shape::kExtentI, Shape::kExtentJ, place)) return;
   unsigned char* shared = DynamicShared();
   TileA a(place.a, p.a, threadIdx.x, place.i, place.size_i, 0, place.reduction);

@@ -96,9 +96,12 @@ struct LogitState {
 
 // Takes logits FP32 [T, count], columns vocab_begin .. of the vocabulary, into states [T]. vocab_begin is a multiple of
 // kVocabularyChunk (0 starts afresh), and calls come in ascending order, so that the caller's chunks do not enter the
-// bits. inverse_temperature [T]; targets [T], or null.
+// bits. inverse_temperature [T]; targets [T], or null. scratch: LogProbAccumulateScratch floats, null where that is 0:
+// with at most kVocabularyChunk logits a row.
+int64_t LogProbAccumulateScratch(int64_t rows, int64_t count);
 [[nodiscard]] cudaError_t LogProbAccumulate(const Tensor& logits, int64_t vocab_begin, const int32_t* targets,
-                                            const float* inverse_temperature, LogitState* states, cudaStream_t stream);
+                                            const float* inverse_temperature, LogitState* states, float* scratch,
+                                            cudaStream_t stream);
 // log_prob = z_target - lse, entropy = lse - sum p z, lse = max + log(sum). Any output [T] may be null.
 [[nodiscard]] cudaError_t LogProbFinish(const LogitState* states, int64_t rows, float* log_prob, float* entropy,
                                         float* lse, cudaStream_t stream);

@@ -25,9 +25,10 @@ Results OnDevice(const Tensor& logits, const std::vector<int32_t>& targets, floa
   Results results(logits.rows);
   std::vector<LogitState> states(static_cast<size_t>(logits.rows), LogitState{NAN, NAN, NAN, NAN});
   const std::vector<float> inverse(states.size(), 1.0f / temperature);
+  std::vector<float> scratch(static_cast<size_t>(LogProbAccumulateScratch(logits.rows, std::min(chunk, logits.cols))));
   for (int64_t v = 0; v < logits.cols; v += chunk) {
     EXPECT_EQ(LogProbAccumulate(logits.Cols(v, std::min(chunk, logits.cols - v)), v, targets.data(), inverse.data(),
-                                states.data(), {}),
+                                states.data(), scratch.data(), {}),
               cudaSuccess);
   }
   EXPECT_EQ(LogProbFinish(states.data(), logits.rows, results.log_prob.data(), results.entropy.data(),

@@ -171,9 +171,23 @@ TEST(CpAsyncDeathTest, WhatTheDeviceWouldNotTakeEndsWithOneLine) {
 
 __global__ void NothingKernel() {}
 
-TEST(LaunchSharedTest, MoreThanABlockHasIsRefused) {
-  EXPECT_EQ(LaunchShared(NothingKernel, 1, 1, 32, 227 << 10, {}), cudaSuccess);
-  EXPECT_EQ(LaunchShared(NothingKernel, 1, 1, 32, 228 << 10, {}), cudaErrorInvalidValue);
+// As a launcher does that asks for nothing.
+cudaError_t LaunchUnasked(void (*kernel)(), size_t shared) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = config.blockDim = dim3(1, 1, 1);
+  config.dynamicSmemBytes = shared;
+  return cudaLaunchKernelEx(&config, kernel);
+}
+
+TEST(LaunchSharedTest, ABlockHas48KiBWithItsStaticMemoryUnlessItsKernelAsksForMore) {
+  EXPECT_EQ(LaunchUnasked(NothingKernel, 40 << 10), cudaSuccess);
+  EXPECT_EQ(LaunchUnasked(NothingKernel, 48 << 10), cudaErrorInvalidValue);
+  EXPECT_EQ(LaunchShared(NothingKernel, 1, 1, 32, 48 << 10, {}), cudaSuccess);
+  EXPECT_EQ(LaunchShared(NothingKernel, 1, 1, 32, kSharedMax, {}), cudaSuccess);
+}
+
+TEST(LaunchSharedDeathTest, MoreThanEveryDeviceHasEndsWithOneLine) {
+  EXPECT_DEATH(static_cast<void>(LaunchShared(NothingKernel, 1, 1, 32, kSharedMax + 1, {})), "what every device has");
 }
 
 }  // namespace

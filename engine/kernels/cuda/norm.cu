@@ -22,7 +22,8 @@ struct NormArgs {
   Rows<T> sum, out;
   float* rstd;
   float eps;
-  int64_t d, groups;
+  int64_t d;
+  unsigned groups;
 };
 
 // v = x + delta of 8 elements at column i, rounded as it is stored.
@@ -49,12 +50,13 @@ template <typename T>
 __global__ void RmsNormKernel(NormArgs<T> a) {
   __shared__ float tile[kTile];
   __shared__ float root;
+  AwaitPrevious();
   const int64_t row = blockIdx.x / a.groups, first = blockIdx.x % a.groups * a.d;
   const int64_t step = int64_t{blockDim.x} * kVector, begin = int64_t{threadIdx.x} * kVector;
   const T* x = a.x.data + row * a.x.stride + first;
   float lane_sum = 0;
   for (int64_t base = 0; base < a.d; base += kTile) {
-    const int64_t count = a.d - base < kTile ? a.d - base : kTile;
+    const int count = a.d - base < kTile ? static_cast<int>(a.d - base) : kTile;
     for (int64_t i = begin; i < count; i += step) {
       float v[kVector];
       Load(x + base + i, count - i, v);
@@ -64,8 +66,10 @@ __global__ void RmsNormKernel(NormArgs<T> a) {
     }
     __syncthreads();
     if (threadIdx.x < kVirtualLanes) {
-#pragma unroll 8
-      for (int64_t i = threadIdx.x; i < count; i += kVirtualLanes) lane_sum = fmaf(tile[i], tile[i], lane_sum);
+#pragma unroll 16
+      for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(kVirtualLanes)) {
+        lane_sum = fmaf(tile[i], tile[i], lane_sum);
+      }
     }
     __syncthreads();
   }
@@ -106,7 +110,7 @@ __global__ void RmsNormBackwardKernel(NormBackwardArgs<T> a) {
   float v[kVector], g[kVector], w[kVector];
   float lane_sum = 0;
   for (int64_t base = 0; base < a.d; base += kTile) {
-    const int64_t count = a.d - base < kTile ? a.d - base : kTile;
+    const int count = a.d - base < kTile ? static_cast<int>(a.d - base) : kTile;
     for (int64_t i = begin; i < count; i += step) {
       Load(x + base + i, count - i, v);
       Load(d_out + base + i, count - i, g);
@@ -119,8 +123,10 @@ __global__ void RmsNormBackwardKernel(NormBackwardArgs<T> a) {
     }
     __syncthreads();
     if (threadIdx.x < kVirtualLanes) {
-#pragma unroll 8
-      for (int64_t i = threadIdx.x; i < count; i += kVirtualLanes) lane_sum = fmaf(weighted[i], values[i], lane_sum);
+#pragma unroll 16
+      for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(kVirtualLanes)) {
+        lane_sum = fmaf(weighted[i], values[i], lane_sum);
+      }
     }
     __syncthreads();
   }
@@ -196,8 +202,8 @@ cudaError_t RmsNorm(const Tensor& x, const Tensor& delta, const Tensor& weight, 
                               rstd,
                               eps,
                               d,
-                              groups};
-    return Launch(RmsNormKernel<T>, x.rows * groups, 1, ThreadsFor(d), stream, args);
+                              static_cast<unsigned>(groups)};
+    return LaunchBehind(RmsNormKernel<T>, x.rows * groups, 1, ThreadsFor(d), 0, stream, args);
   });
 }
 

@@ -8,6 +8,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kLanes = 4;  // of a chunk's sum of squares
+constexpr int kTotalThreads = 1024;
 
 // Four threads have a chunk: one FP64 chain each.
 __global__ void NormPartialKernel(const float* grad, int64_t n, int64_t chunks, double* partial) {
@@ -27,10 +28,23 @@ __global__ void NormPartialKernel(const float* grad, int64_t n, int64_t chunks, 
   if (chunk < chunks && at % kLanes == 0) partial[chunk] = sum;
 }
 
+// One block: all threads bring the partial sums to shared memory, the first adds them in their order.
 __global__ void NormTotalKernel(const double* partial, int64_t chunks, double scale, double limit,
                                 StepControl* control) {
+  __shared__ double tile[kTotalThreads];
   double total = 0;
-  for (int64_t c = 0; c < chunks; ++c) total += partial[c];
+  for (int64_t first = 0; first < chunks; first += kTotalThreads) {
+    const int count = chunks - first < kTotalThreads ? static_cast<int>(chunks - first) : kTotalThreads;
+    const int i = static_cast<int>(threadIdx.x);
+    if (i < count) tile[i] = partial[first + i];
+    __syncthreads();
+    if (i == 0) {
+#pragma unroll 8
+      for (int c = 0; c < count; ++c) total += tile[c];
+    }
+    __syncthreads();
+  }
+  if (threadIdx.x != 0) return;
   const double norm = sqrt(total) / scale;
   const double clip = limit > 0 && norm > limit ? limit / (norm + 1e-6) : 1.0;
   const bool finite = norm - norm == 0;  // inf and NaN give NaN
@@ -82,7 +96,7 @@ cudaError_t GradNorm(const float* grad, int64_t n, double scale, double limit, d
   const cudaError_t error =
       Launch(NormPartialKernel, CeilDiv(chunks * kLanes, kThreads), 1, kThreads, stream, grad, n, chunks, scratch);
   if (error != cudaSuccess) return error;
-  return Launch(NormTotalKernel, 1, 1, 1, stream, scratch, chunks, scale, limit, control);
+  return Launch(NormTotalKernel, 1, 1, kTotalThreads, stream, scratch, chunks, scale, limit, control);
 }
 
 cudaError_t AdamW(const AdamWParams& params, const StepControl* control, float* param, float* m, float* v,

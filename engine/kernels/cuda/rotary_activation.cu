@@ -75,9 +75,11 @@ __device__ void LoadProjected(const RopeWriteArgs<In, T>& a, int64_t t, int64_t 
 // A thread has pairs i .. i + 7 of one head of one row; heads are H of q, G of k, G of v.
 template <typename In, typename T>
 __global__ void RopeWriteKvKernel(RopeWriteArgs<In, T> a) {
-  const int64_t half = a.table.half, e = 2 * half, vectors = (half + kVector - 1) / kVector;
-  const int64_t heads = a.num_heads + 2 * a.num_kv_heads;
-  const int64_t at = GlobalThread();
+  AwaitPrevious();
+  const int64_t half = a.table.half, e = 2 * half;
+  const auto vectors = static_cast<unsigned>((half + kVector - 1) / kVector);
+  const auto heads = static_cast<unsigned>(a.num_heads + 2 * a.num_kv_heads);
+  const unsigned at = blockIdx.x * blockDim.x + threadIdx.x;
   if (at >= a.rows * heads * vectors) return;
   const int64_t i = at % vectors * kVector, head = at / vectors % heads, t = at / vectors / heads;
   const int64_t count = half - i < kVector ? half - i : kVector;
@@ -96,9 +98,10 @@ __global__ void RopeWriteKvKernel(RopeWriteArgs<In, T> a) {
   const int32_t slot = a.slots[t];
   if (slot < 0) return;
   const int64_t page = slot / kPageTokens, token = slot % kPageTokens;
-  const int64_t kv_head = (head - a.num_heads) % a.num_kv_heads;
+  const bool is_key = head < a.num_heads + a.num_kv_heads;
+  const int64_t kv_head = head - a.num_heads - (is_key ? 0 : a.num_kv_heads);
   const int64_t block = (page * a.num_kv_heads + kv_head) * e * kPageTokens;
-  if (head < a.num_heads + a.num_kv_heads) {  // a key: one element in each of E rows of 16 tokens
+  if (is_key) {  // one element in each of E rows of 16 tokens
     T* to = a.keys + block + i * kPageTokens + token;
     for (int64_t j = 0; j < count; ++j) {
       to[j * kPageTokens] = FromFloat<T>(low[j]);
@@ -113,7 +116,9 @@ __global__ void RopeWriteKvKernel(RopeWriteArgs<In, T> a) {
 
 template <typename T>
 __global__ void SwiGluKernel(Rows<const T> gate_up, Rows<T> out, int64_t rows, int64_t f) {
-  const int64_t vectors = (f + kVector - 1) / kVector, at = GlobalThread();
+  AwaitPrevious();
+  const auto vectors = static_cast<unsigned>((f + kVector - 1) / kVector);
+  const unsigned at = blockIdx.x * blockDim.x + threadIdx.x;
   if (at >= rows * vectors) return;
   const int64_t i = at % vectors * kVector, t = at / vectors, count = f - i;
   const T* gate = gate_up.data + t * gate_up.stride + i;
@@ -181,6 +186,7 @@ cudaError_t RopeWriteKv(const QkvShape& shape, const Tensor& qkv, const Tensor& 
   LOCKSTEP_CHECK(bias.data == nullptr || (bias.dtype == q_out.dtype && bias.cols == qkv.cols),
                  "the bias is a row in the storage dtype");
   const int64_t threads = qkv.rows * heads * CeilDiv(shape.head_dim / 2, kVector);
+  LOCKSTEP_CHECK(threads <= kGridXMax, "threads are counted in 32 bits");
   const auto launch = [&]<typename In, typename T>(In, T) {
     const RopeWriteArgs<In, T> args = {RowsOf<const In>(qkv),
                                        bias.As<T>(),
@@ -192,7 +198,7 @@ cudaError_t RopeWriteKv(const QkvShape& shape, const Tensor& qkv, const Tensor& 
                                        qkv.rows,
                                        shape.num_heads,
                                        shape.num_kv_heads};
-    return Launch(RopeWriteKvKernel<In, T>, CeilDiv(threads, kThreads), 1, kThreads, stream, args);
+    return LaunchBehind(RopeWriteKvKernel<In, T>, CeilDiv(threads, kThreads), 1, kThreads, 0, stream, args);
   };
   return WithStorageType(q_out.dtype, [&]<typename T>(T type) {
     return bias.data == nullptr ? launch(type, type) : launch(float{}, type);
@@ -203,9 +209,10 @@ cudaError_t SwiGlu(const Tensor& gate_up, const Tensor& out, cudaStream_t stream
   LOCKSTEP_CHECK(gate_up.dtype == out.dtype && gate_up.cols == 2 * out.cols && gate_up.rows == out.rows,
                  "gate and up have twice the output's columns");
   const int64_t threads = out.rows * CeilDiv(out.cols, kVector);
+  LOCKSTEP_CHECK(threads <= kGridXMax, "threads are counted in 32 bits");
   return WithStorageType(out.dtype, [&]<typename T>(T) {
-    return Launch(SwiGluKernel<T>, CeilDiv(threads, kThreads), 1, kThreads, stream, RowsOf<const T>(gate_up),
-                  RowsOf<T>(out), out.rows, out.cols);
+    return LaunchBehind(SwiGluKernel<T>, CeilDiv(threads, kThreads), 1, kThreads, 0, stream, RowsOf<const T>(gate_up),
+                        RowsOf<T>(out), out.rows, out.cols);
   });
 }
 

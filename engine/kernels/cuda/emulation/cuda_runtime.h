@@ -7,12 +7,12 @@
 // barrier shows as another result in one of the orders.
 //
 // What it shows: indexing, bounds (with AddressSanitizer), the order of every sum, rounding, barriers reached by all,
-// masks of shuffles that name the right threads, IEEE arithmetic to the bit. What it cannot show: that nvcc's code does
-// the same (contraction and IEEE division are a matter of flags); anything about time: coalescing, bank conflicts,
-// occupancy, registers; races between warps that run truly at once (an order of fibers is one interleaving at barriers
-// only), or memory order between them; shared memory that is read before it is written (it keeps what the last block
-// left; dynamic shared memory starts each block as NaNs); limits of a launch (shared memory, threads) beyond the
-// checked ones; the sums inside of a tensor core (tensor_core.h takes another order).
+// masks of shuffles that name the right threads, IEEE arithmetic to the bit, limits of a launch (grid, threads, dynamic
+// shared memory with and without asking), and, where the code is compiled for it, races between threads and blocks
+// and shared memory that is read before it is written (races.h; dynamic shared memory starts each block as NaNs, other
+// keeps what the last block left). What it cannot show: that nvcc's code does the same (contraction and IEEE division
+// are a matter of flags); anything about time: coalescing, bank conflicts, occupancy, registers; the sums inside of a
+// tensor core (tensor_core.h takes another order).
 #ifndef LOCKSTEP_ENGINE_KERNELS_CUDA_EMULATION_CUDA_RUNTIME_H_
 #define LOCKSTEP_ENGINE_KERNELS_CUDA_EMULATION_CUDA_RUNTIME_H_
 
@@ -39,8 +39,13 @@ struct dim3 {
   dim3(unsigned x, unsigned y, unsigned z) : x(x), y(y), z(z) {}
 };
 
-// What a block can have on sm_90, and without asking for more by cudaFuncSetAttribute.
-inline constexpr size_t kEmulatedSharedMax = size_t{227} << 10, kEmulatedSharedDefault = size_t{48} << 10;
+// The dynamic shared memory that a block can have on the devices with the least from sm_80 on (99 KiB a block on sm_86
+// and sm_89), and without asking for more by cudaFuncSetAttribute (48 KiB). Both are less a kernel's static memory,
+// which the emulation does not know: taken for 1 KiB, as cuda.h says of
+// CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES.
+inline constexpr size_t kEmulatedSharedStatic = size_t{1} << 10;
+inline constexpr size_t kEmulatedSharedMax = (size_t{99} << 10) - kEmulatedSharedStatic;
+inline constexpr size_t kEmulatedSharedDefault = (size_t{48} << 10) - kEmulatedSharedStatic;
 alignas(128) inline unsigned char emulated_dynamic_shared[kEmulatedSharedMax];
 
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
@@ -54,10 +59,19 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(Params...), cudaFuncAttribute, i
 
 inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    int programmaticStreamSerializationAllowed;
+  } val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes;
   cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
 };
 
 // The work of a launch runs the grid to its end.
@@ -65,6 +79,7 @@ template <typename... Params, typename... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args... args) {
   const dim3 grid = config->gridDim, block = config->blockDim;
   if (block.x == 0 || block.x > 1024 || block.y != 1 || block.z != 1 || grid.z != 1) return cudaErrorInvalidValue;
+  if (grid.x == 0 || grid.x > 0x7FFFFFFFu || grid.y == 0 || grid.y > 65535) return cudaErrorInvalidValue;
   const auto limit = emulated_shared_limits.find(reinterpret_cast<const void*>(kernel));
   const size_t shared = config->dynamicSmemBytes;
   if (shared > (limit == emulated_shared_limits.end() ? kEmulatedSharedDefault : limit->second)) {
@@ -72,11 +87,15 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   }
   if (const cudaError_t error = lockstep::emulation::CheckStream(config->stream); error != cudaSuccess) return error;
   (lockstep::emulation::NoteUse(config->stream, &args, sizeof(args)), ...);
+  bool early = false;
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    early = early || config->attrs[i].val.programmaticStreamSerializationAllowed != 0;  // the one attribute there is
+  }
   return lockstep::emulation::Submit(config->stream, [=] {
     blockDim = block;
     gridDim = grid;
     unsigned fresh_block = grid.x * grid.y;
-    const auto body = [&](unsigned block_index, unsigned thread) {
+    const auto body = [&](unsigned block_index, unsigned thread) __attribute__((no_sanitize("thread"))) {
       blockIdx = dim3(block_index % grid.x, block_index / grid.x, 0);
       threadIdx = dim3(thread, 0, 0);
       if (block_index != fresh_block) std::memset(emulated_dynamic_shared, 0xFF, shared);
@@ -84,7 +103,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
       kernel(args...);
     };
     const auto resume = [](unsigned thread) { threadIdx = dim3(thread, 0, 0); };
-    lockstep::emulation::RunGrid(grid.x * grid.y, block.x, body, resume);
+    lockstep::emulation::RunGrid(grid.x * grid.y, block.x, early, body, resume);
     return cudaSuccess;
   });
 }
@@ -108,7 +127,7 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
 }
 
 inline unsigned __ballot_sync(unsigned mask, bool predicate) { return lockstep::emulation::Ballot(mask, predicate); }
-inline void __syncwarp(unsigned mask = 0xFFFFFFFFu) { lockstep::emulation::Ballot(mask, false); }
+inline void __syncwarp(unsigned mask = 0xFFFFFFFFu) { lockstep::emulation::SyncWarp(mask); }
 inline int __popc(unsigned bits) { return std::popcount(bits); }
 
 #endif  // LOCKSTEP_ENGINE_KERNELS_CUDA_EMULATION_CUDA_RUNTIME_H_

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "engine/base/check.h"
+#include "engine/kernels/cuda/emulation/races.h"
 
 // ThreadSanitizer follows fibers that it is told of; without it these are null.
 extern "C" {
@@ -60,6 +61,7 @@ struct Fiber {
   std::unique_ptr<char[]> stack;
   void* tsan = nullptr;
   bool done = false;
+  bool awaited = false;                  // what precedes the grid
   std::vector<Copy> open;                // since the last commit
   std::deque<std::vector<Copy>> groups;  // committed, oldest first
 };
@@ -68,12 +70,24 @@ Order order_of_turns = Order::kAscending;
 
 class Block {
  public:
-  Block(unsigned block, unsigned threads, const std::function<void(unsigned, unsigned)>& body,
+  Block(unsigned block, unsigned threads, bool early, const std::function<void(unsigned, unsigned)>& body,
         const std::function<void(unsigned)>& resume, std::vector<Fiber>& fibers)
-      : block_(block), threads_(threads), body_(body), resume_(resume), fibers_(fibers), warps_(threads / kWarp + 1) {}
+      : block_(block),
+        threads_(threads),
+        early_(early),
+        body_(body),
+        resume_(resume),
+        fibers_(fibers),
+        warps_(threads / kWarp + 1) {}
 
   void Run(std::mt19937& random);
-  void SyncBlock() { Wait(barrier_, live_); }
+  void SyncBlock() {
+    Wait(barrier_, live_);
+    races::PassBarrier();
+  }
+  void SyncWarp(unsigned mask) {
+    if (WaitWarp(warps_[current_ / kWarp], mask)) races::JoinWarp(mask);
+  }
   uint64_t Exchange(unsigned mask, uint64_t value, unsigned source);
   unsigned Ballot(unsigned mask, bool predicate);
   const WarpWords* ExchangeWords(const WarpWords& words);
@@ -81,13 +95,15 @@ class Block {
 
  private:
   static void Enter(unsigned low, unsigned high);
-  void Wait(Barrier& barrier, unsigned expected);
-  void WaitWarp(Warp& warp, unsigned mask);
+  // Whether this thread was the last, for whom the others wait.
+  bool Wait(Barrier& barrier, unsigned expected);
+  bool WaitWarp(Warp& warp, unsigned mask);
   void SwitchTo(unsigned thread);
   void Yield();
   void Finish();
 
   unsigned block_, threads_;
+  bool early_;
   const std::function<void(unsigned, unsigned)>& body_;
   const std::function<void(unsigned)>& resume_;
   std::vector<Fiber>& fibers_;
@@ -121,10 +137,11 @@ void Block::Enter(unsigned low, unsigned high) {
 void Block::Run(std::mt19937& random) {
   running = this;
   live_ = threads_;
+  races::BeginBlock(block_, threads_);
   if (__tsan_get_current_fiber != nullptr) tsan_scheduler_ = __tsan_get_current_fiber();
   for (unsigned t = 0; t < threads_; ++t) {
     Fiber& fiber = fibers_[t];
-    fiber.done = false;
+    fiber.done = fiber.awaited = false;
     if (fiber.stack == nullptr) fiber.stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
     if (__tsan_create_fiber != nullptr) fiber.tsan = __tsan_create_fiber(0);
     LOCKSTEP_CHECK(getcontext(&fiber.context) == 0, "the emulation cannot make a fiber");
@@ -153,7 +170,9 @@ void Block::SwitchTo(unsigned thread) {
   current_ = thread;
   resume_(thread);
   if (__tsan_switch_to_fiber != nullptr) __tsan_switch_to_fiber(fibers_[thread].tsan, 0);
+  races::RunThread(thread, fibers_[thread].stack.get(), kStackBytes);
   swapcontext(&scheduler_, &fibers_[thread].context);
+  races::RunThread(0, nullptr, 0);
 }
 
 void Block::Yield() {
@@ -166,6 +185,7 @@ void Block::Finish() {
   Fiber& fiber = fibers_[current_];
   const bool empty = std::all_of(fiber.groups.begin(), fiber.groups.end(), [](const auto& g) { return g.empty(); });
   LOCKSTEP_CHECK(fiber.open.empty() && empty, "a thread ends with asynchronous copies on their way");
+  LOCKSTEP_CHECK(!early_ || fiber.awaited, "a kernel that may begin early ends without AwaitPrevious");
   fiber.groups.clear();
   fiber.done = true;
   --live_;
@@ -178,25 +198,26 @@ void Block::Finish() {
   Yield();
 }
 
-void Block::Wait(Barrier& barrier, unsigned expected) {
+bool Block::Wait(Barrier& barrier, unsigned expected) {
   const uint64_t generation = barrier.generation;
   if (++barrier.arrived == expected) {
     barrier.arrived = 0;
     ++barrier.generation;
     ++progress_;
-    return;
+    return true;
   }
   while (barrier.generation == generation) Yield();
+  return false;
 }
 
-void Block::WaitWarp(Warp& warp, unsigned mask) {
+bool Block::WaitWarp(Warp& warp, unsigned mask) {
   const unsigned lane = current_ % kWarp;
   LOCKSTEP_CHECK((mask >> lane & 1u) != 0, "a thread calls a warp function with a mask that does not name it");
   const auto slot = static_cast<size_t>(std::countr_zero(mask));
   Barrier& barrier = warp.barriers[slot];
   if (barrier.arrived == 0) warp.masks[slot] = mask;
   LOCKSTEP_CHECK(warp.masks[slot] == mask, "threads of a warp meet with different masks");
-  Wait(barrier, static_cast<unsigned>(std::popcount(mask)));
+  return Wait(barrier, static_cast<unsigned>(std::popcount(mask)));
 }
 
 uint64_t Block::Exchange(unsigned mask, uint64_t value, unsigned source) {
@@ -234,20 +255,27 @@ const WarpWords* Block::ExchangeWords(const WarpWords& words) {
 
 void SetOrder(Order order) { order_of_turns = order; }
 
-void RunGrid(unsigned blocks, unsigned threads, const std::function<void(unsigned, unsigned)>& body,
+void RunGrid(unsigned blocks, unsigned threads, bool early, const std::function<void(unsigned, unsigned)>& body,
              const std::function<void(unsigned)>& resume) {
   LOCKSTEP_CHECK(threads <= kThreadsMax && running == nullptr, "one grid at a time, at most 1024 threads a block");
   static std::vector<Fiber> fibers(kThreadsMax);  // stacks are kept from grid to grid
+  races::BeginGrid(early);
   std::mt19937 random(blocks * 31 + threads);
-  for (const unsigned block : Turns(blocks, random)) Block(block, threads, body, resume, fibers).Run(random);
+  for (const unsigned block : Turns(blocks, random)) Block(block, threads, early, body, resume, fibers).Run(random);
 }
 
 void SyncBlock() { running->SyncBlock(); }
+void SyncWarp(unsigned mask) { running->SyncWarp(mask); }
+void AwaitPrevious() {
+  running->Current().awaited = true;
+  races::AwaitPrevious();
+}
 uint64_t Exchange(unsigned mask, uint64_t value, unsigned source) { return running->Exchange(mask, value, source); }
 unsigned Ballot(unsigned mask, bool predicate) { return running->Ballot(mask, predicate); }
 const WarpWords* ExchangeWords(const WarpWords& words) { return running->ExchangeWords(words); }
 
 void CopyAsync(void* to, const void* from) {
+  races::BeginCopy(to, from);
   running->Current().open.push_back({to, from});
   if (CopiesAreEarly()) running->Current().open.back().Make();
 }
@@ -263,6 +291,7 @@ void WaitCopies(int left) {
   for (; fiber.groups.size() > static_cast<size_t>(left); fiber.groups.pop_front()) {
     for (const Copy& copy : fiber.groups.front()) {
       if (!CopiesAreEarly()) copy.Make();
+      races::EndCopy(copy.to, copy.from);
     }
   }
 }

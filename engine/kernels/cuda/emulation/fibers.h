@@ -15,12 +15,16 @@ namespace lockstep::emulation {
 enum class Order : uint8_t { kAscending = 0, kDescending = 1, kShuffled = 2 };
 void SetOrder(Order order);
 
-// Calls body(block, thread) for all threads of all blocks; `resume(thread)` before a fiber goes on after a wait.
-void RunGrid(unsigned blocks, unsigned threads, const std::function<void(unsigned, unsigned)>& body,
+// Calls body(block, thread) for all threads of all blocks; `resume(thread)` before a fiber goes on after a wait. early:
+// on a device the grid may begin before what precedes it has ended, so each thread has to call AwaitPrevious.
+void RunGrid(unsigned blocks, unsigned threads, bool early, const std::function<void(unsigned, unsigned)>& body,
              const std::function<void(unsigned)>& resume);
 
 // From inside of a fiber. Threads that have ended count as arrived, as on the device.
 void SyncBlock();
+// The lanes of `mask` must all come.
+void SyncWarp(unsigned mask);
+void AwaitPrevious();
 // The value that lane `source` of this warp gave to the same call; the lanes of `mask` must all come.
 uint64_t Exchange(unsigned mask, uint64_t value, unsigned source);
 // Bits of the lanes of `mask` whose predicate holds.

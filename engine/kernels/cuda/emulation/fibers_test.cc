@@ -81,6 +81,34 @@ TEST(FibersDeathTest, WhatWouldHangAGpuEndsWithOneLine) {
   EXPECT_DEATH(static_cast<void>(RunKernel(1, 32, WrongMaskKernel, &out)), "mask that does not name it");
 }
 
+cudaError_t RunEarly(void (*kernel)(int*), int* out) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.blockDim = dim3(32, 1, 1);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, out);
+}
+
+__global__ void WaitingKernel(int* out) {
+  AwaitPrevious();
+  if (threadIdx.x == 0) *out = 1;
+}
+__global__ void SomeWaitKernel(int* out) {
+  if (threadIdx.x > 0) return;
+  AwaitPrevious();
+  *out = 1;
+}
+
+TEST(FibersDeathTest, AKernelThatMayBeginEarlyAwaitsWhatPrecedesItInEveryThread) {
+  int out = 0;
+  ASSERT_EQ(RunEarly(WaitingKernel, &out), cudaSuccess);
+  EXPECT_EQ(out, 1);
+  EXPECT_DEATH(static_cast<void>(RunEarly(SomeWaitKernel, &out)), "without AwaitPrevious");
+}
+
 TEST(FibersTest, ThreadsThatEndedDoNotHoldABarrierUp) {
   std::vector<int> out(1, 0);
   const auto kernel = +[](int* to) {

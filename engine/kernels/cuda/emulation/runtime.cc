@@ -213,6 +213,11 @@ cudaError_t cudaDeviceGetPCIBusId(char* bus_id, int length, int device) {
   std::snprintf(bus_id, static_cast<size_t>(length), "0000:%02x:00.0", devices.first_bus + device);
   return cudaSuccess;
 }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
+  if (device < 0 || device >= TheDevices().count) return cudaErrorInvalidDevice;
+  *value = TheDevices().major;
+  return cudaSuccess;
+}
 cudaError_t cudaSetDevice(int device) {
   const auto& devices = TheDevices();
   if (device < 0 || device >= devices.count) return cudaErrorInvalidDevice;

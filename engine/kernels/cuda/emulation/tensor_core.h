@@ -58,7 +58,8 @@ void LoadRows(uint32_t (&r)[kMatrices], const void* row, bool transposed) {
     r[j] = transposed ? element(2 * t, g) | (element(2 * t + 1, g) << 16)
                       : element(g, 2 * t) | (element(g, 2 * t + 1) << 16);
   }
-  __syncwarp();  // the warp reads as one: nobody goes on to overwrite what others have not read
+  // The warp reads as one: nobody goes on to overwrite what others have not read. No barrier for memory (__syncwarp).
+  emulation::Ballot(0xFFFFFFFFu, false);
 }
 
 inline void LoadMatrices(uint32_t (&r)[4], const void* row) { LoadRows(r, row, false); }
