@@ -27,7 +27,7 @@ chmod +x "$work/cuda/bin/nvcc"
 failed=0
 run=$here/run_all
 expect() {  # STATUS TEXT...
-  local wanted=$1 output status text
+  local wanted=$1 status text
   shift
   output=$(cd "$work" && CUDA_HOME=$work/cuda PATH=/usr/bin:/bin "$run" $flags "$work/out" 2>&1)
   status=$?
