@@ -41,9 +41,14 @@ export PROBE CASES
 total=$(wc -l < "$here/golden.txt")
 PROBE="echo found" CASES=$cases
 expect 0 "PASS results: $total results, bit for bit" "SKIP bench: needs the folder" "PASS kernels" "SKIP memcheck: no compute-sanitizer"
+CASES_IN_ORDER=$cases
 CASES="$cases | sed 's/^swiglu fp16 ./swiglu fp16 z/'"
 flags=--only=results,kernels
 expect 1 "FAIL results: exit code 1; results.log ends with: 1 of $total results differ" "PASS kernels" "1 passed, 1 failed, 0 skipped"
+flags=
+CASES="if [ \"\${LOCKSTEP_CUDA_OVERLAP:-1}\" = 0 ]; then $CASES_IN_ORDER; else $CASES; fi"
+expect 1 "FAIL results: exit code 1" "PASS results_in_order: $total results, bit for bit"
+flags=--only=results,kernels
 CASES="exit 1"
 expect 1 "the cases did not run to their end without an error; they gave 0 results"
 PROBE="echo no CUDA device: none; exit 77"
@@ -86,9 +91,9 @@ expect 1 "FAIL sync: exit code 1; sync.log ends with: it broke" "FAIL engine: no
 # Time that is over ends a part and leaves the others, and the next call goes on with them on the same page.
 export LOCKSTEP_PART_SECONDS=60
 rm -r "$work/out"
-flags="--only=results,engine,sync,kernels --seconds=4"
+flags="--only=results,engine,sync,kernels --seconds=8"
 program sync_probe "echo NCCL and IPC work"
-expect 0 "PASS results" "LATE engine: not done in the " "LATE sync: not begun: 4 s are over" "left for another call: --only=engine,sync,kernels" \
+expect 0 "PASS results" "LATE engine: not done in the " "LATE sync: not begun: 8 s are over" "left for another call: --only=engine,sync,kernels" \
   "1 passed, 0 failed, 0 skipped"
 program engine_probe "exec $engine"
 flags="--only=results,engine,sync,kernels --rest"
