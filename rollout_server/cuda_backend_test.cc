@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <thread>
 
 #include "engine/cuda/device_weights.h"
 #include "engine/cuda/serving.h"
@@ -312,6 +313,34 @@ TEST_F(CudaBackendTest, WhatDoesNotFitIsOneLine) {
   emulation::SetMemoryLimit(std::numeric_limits<size_t>::max());
   ASSERT_FALSE(backend.ok());
   EXPECT_EQ(backend.status().code(), absl::StatusCode::kResourceExhausted) << backend.status();
+}
+
+// A thread begins with device 0.
+TEST_F(CudaBackendTest, EveryThreadUsesTheBackendsDevice) {
+  const auto weights = MakeWeights(Fitting(TinyConfig()), DType::kF32, 14);
+  emulation::TheDevices().count = 2;
+  {
+    DeviceBackendOptions options = OptionsOf(*weights, {});
+    options.kv_cache_mib = 1;
+    options.device = 1;
+    auto backend = MakeCudaStepBackend(options, {.workspace = {}, .gemm = cuda::MakeMatchedGemm()});
+    ASSERT_TRUE(backend.ok()) << backend.status();
+    absl::Status prepared;
+    std::thread([&] { prepared = (*backend)->Prepare(weights); }).join();
+    ASSERT_TRUE(prepared.ok()) << prepared;
+    BatchEngine engine({.limits = {.max_decode_rows = 8, .prefill_chunk_tokens = 24}}, *std::move(backend), weights,
+                       &metrics_);
+    auto sink = std::make_shared<RecordingSink>();
+    engine.Submit(TinyGroup(1, 20, 2, 6), sink);
+    std::thread([&] {
+      while (engine.Step()) {
+      }
+    }).join();
+    EXPECT_TRUE(engine.status().ok()) << engine.status();
+    EXPECT_EQ(sink->samples.finished(), 2u);
+  }
+  emulation::TheDevices() = {};
+  EXPECT_EQ(cudaSetDevice(0), cudaSuccess);
 }
 
 TEST_F(CudaBackendTest, AHeadSizeWithoutKernelIsRefused) {

@@ -27,7 +27,7 @@ chmod +x "$work/cuda/bin/nvcc"
 failed=0
 run=$here/run_all
 expect() {  # STATUS TEXT...
-  local wanted=$1 output status text
+  local wanted=$1 status text
   shift
   output=$(cd "$work" && CUDA_HOME=$work/cuda PATH=/usr/bin:/bin "$run" $flags "$work/out" 2>&1)
   status=$?
@@ -91,9 +91,9 @@ expect 1 "FAIL sync: exit code 1; sync.log ends with: it broke" "FAIL engine: no
 # Time that is over ends a part and leaves the others, and the next call goes on with them on the same page.
 export LOCKSTEP_PART_SECONDS=60
 rm -r "$work/out"
-flags="--only=results,engine,sync,kernels --seconds=4"
+flags="--only=results,engine,sync,kernels --seconds=8"
 program sync_probe "echo NCCL and IPC work"
-expect 0 "PASS results" "LATE engine: not done in the " "LATE sync: not begun: 4 s are over" "left for another call: --only=engine,sync,kernels" \
+expect 0 "PASS results" "LATE engine: not done in the " "LATE sync: not begun: 8 s are over" "left for another call: --only=engine,sync,kernels" \
   "1 passed, 0 failed, 0 skipped"
 program engine_probe "exec $engine"
 flags="--only=results,engine,sync,kernels --rest"
