@@ -1,10 +1,6 @@
 // Attention forward for 16-bit dtypes, tiles of rows: packed, and prefills over pages (attention_forward.cuh). And the
 // launchers of attention.h; decode rows are attention_decode.cu's.
-#include <limits>
-
-#include "engine/kernels/cuda/attention.h"
 #include "engine/kernels/cuda/attention_forward.cuh"
-#include "engine/kernels/cuda/attention_launch.h"
 
 namespace lockstep::cuda {
 namespace {

@@ -205,7 +205,7 @@ __device__ void StoreState(const DecodeTile<E>& tile, const int64_t (&at)[2], So
 
 // Block x: a row, a kv head and 16 of its query heads; y: a split of the keys.
 template <typename Exponential, typename T, int E>
-__global__ __launch_bounds__(kDecodeThreads) void AttentionDecodeKernel(PagedArgs<T> a) {
+__global__ __launch_bounds__(kDecodeThreads, E >= 64 ? 4 : 3) void AttentionDecodeKernel(PagedArgs<T> a) {
   AwaitPrevious();
   const int group = a.forward.group, chunks = (group + kWarpRows - 1) / kWarpRows;
   const int chunk = static_cast<int>(blockIdx.x) % chunks;

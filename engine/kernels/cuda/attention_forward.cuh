@@ -12,11 +12,12 @@
 
 namespace lockstep::cuda {
 
-inline constexpr int kTileWarps = 4;
+inline constexpr int kTileWarps = 4;  // of a block with a tile of rows
 inline constexpr int kTileThreads = kTileWarps * kWarp;
 inline constexpr int kTileSize = kTileWarps * kWarpRows;
 static_assert(kTileSize >= kAttentionGroupMax);
 inline constexpr int kAllBlocks = std::numeric_limits<int>::max();
+
 struct alignas(16) Quad {
   float at[4];
 };
