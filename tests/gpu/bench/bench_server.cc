@@ -50,7 +50,7 @@ int64_t LargestBatch(const BenchOptions& options) {
   return *std::max_element(options.batches.begin(), options.batches.end());
 }
 
-// Matrices and biases of one block of random rows, again and again; norms 1.
+// Matrices of one block of random rows, again and again; vectors of ones.
 std::shared_ptr<const Weights> RandomWeights(const ModelConfig& config, DType dtype) {
   auto weights = std::make_shared<Weights>(config, dtype);
   constexpr int64_t kRows = 64;
@@ -155,6 +155,13 @@ absl::Status BenchServer(const BenchOptions& options, const std::string& shape, 
       absl::StrCat("The rollout server's loop: decode of ", shape, ", ", std::string(DTypeName(options.dtype)),
                    ", context ", options.context),
       {"numerics", "batch", "step", "tokens/s", "the step alone", "time against it", "launched ahead", "host waits"});
+  const int64_t longest = PlanOf(options, LargestBatch(options)).longest;
+  if (longest > config->max_position_embeddings) {
+    tables.NoRow("no model",
+                 absl::InvalidArgumentError(absl::StrCat("sequences of ", longest, " tokens are more than the model's ",
+                                                         config->max_position_embeddings)));
+    return absl::OkStatus();
+  }
   const auto weights = RandomWeights(*config, options.dtype);
   for (const bool native : {true, false}) {
     if (native && !has_native) continue;
