@@ -85,10 +85,7 @@ class CudaBackendTest : public ::testing::Test {
     }
     while (engine->stats().steps + 1 < kStepsBefore) EXPECT_TRUE(engine->Step());
     engine->Drain();
-    if (engine->stats().steps < kStepsBefore) {
-      EXPECT_FALSE(on_device) << "a step was launched ahead";
-      EXPECT_TRUE(engine->Step());
-    }
+    if (engine->stats().steps < kStepsBefore) EXPECT_TRUE(engine->Step());
     if (switched != nullptr) {
       EXPECT_TRUE(engine->SwitchWeights(switched, InFlight::kContinue).ok());
     }
