@@ -85,7 +85,9 @@ class CudaBackendTest : public ::testing::Test {
     }
     while (engine->stats().steps + 1 < kStepsBefore) EXPECT_TRUE(engine->Step());
     engine->Drain();
-    if (engine->stats().steps < kStepsBefore) EXPECT_TRUE(engine->Step());
+    if (engine->stats().steps < kStepsBefore) {
+      EXPECT_TRUE(engine->Step());
+    }
     if (switched != nullptr) {
       EXPECT_TRUE(engine->SwitchWeights(switched, InFlight::kContinue).ok());
     }
