@@ -25,7 +25,10 @@ ServingLimits ServingLimitsOf(const ServingShape& shape) {
   // Prefills of one row stand among the decode rows.
   limits.decoder.rows = std::max(limits.decoder.rows, shape.max_decode_rows + shape.prefill_chunk_tokens);
   limits.decoder.decode_rows = limits.decoder.rows;
-  limits.mixed = {.outputs = kMixedDraws, .rows = limits.decoder.rows, .sequence_pages = limits.decode.sequence_pages};
+  limits.mixed = {.outputs = kMixedDraws,
+                  .logit_rows = 0,  // the decode step's scratch
+                  .rows = limits.decoder.rows,
+                  .sequence_pages = limits.decode.sequence_pages};
   return limits;
 }
 
