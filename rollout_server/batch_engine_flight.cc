@@ -184,7 +184,10 @@ void BatchEngine::TakeDraws(const Flight& flight) {
 
 void BatchEngine::CountStep(const Flight& flight, double seconds) {
   ++counted_.steps;
-  if (flight.ahead) ++counted_.steps_ahead;
+  if (flight.ahead) {
+    ++counted_.steps_ahead;
+    metrics_->steps_ahead.Increment();
+  }
   counted_.step_seconds += seconds;
   if (flight.prompt_tokens > 0) metrics_->prompt_tokens.Increment(static_cast<double>(flight.prompt_tokens));
   if (flight.decode_rows > 0) metrics_->batch_size.Observe(static_cast<double>(flight.decode_rows));

@@ -168,7 +168,7 @@ absl::Status CudaBackend::Create() {
   auto decode_step = cuda::DecodeStep::Create(decoder_.get(), &*cache_, limits_.decode);
   if (!decode_step.ok()) return decode_step.status();
   decode_step_ = *std::move(decode_step);
-  auto mixed_step = cuda::MixedStep::Create(decoder_.get(), &*cache_, limits_.mixed);
+  auto mixed_step = cuda::MixedStep::Create(decoder_.get(), &*cache_, limits_.mixed, &decode_step_->scratch());
   if (!mixed_step.ok()) return mixed_step.status();
   mixed_step_ = *std::move(mixed_step);
   return stream_.Wait("preparing the KV cache");

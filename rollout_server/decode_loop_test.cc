@@ -8,6 +8,7 @@
 #include "absl/time/clock.h"
 #include "gtest/gtest.h"
 #include "rollout_server/cpu_backend.h"
+#include "rollout_server/late_backend.h"
 #include "rollout_server/test_support.h"
 
 namespace lockstep {
@@ -36,10 +37,13 @@ class SharedSink : public ResultSink {
 
 class DecodeLoopTest : public ::testing::Test {
  protected:
-  std::unique_ptr<DecodeLoop> MakeLoop(int64_t pages) {
-    auto engine = std::make_unique<BatchEngine>(
-        BatchEngineOptions{.limits = {.max_decode_rows = 16, .prefill_chunk_tokens = 32}},
-        MakeCpuBackend(TinyConfig(), DType::kF16, pages, ops_.get()), TinyWeights(30), &metrics_);
+  // late: steps are launched ahead, as on a device.
+  std::unique_ptr<DecodeLoop> MakeLoop(int64_t pages, bool late = false) {
+    std::unique_ptr<StepBackend> backend = MakeCpuBackend(TinyConfig(), DType::kF16, pages, ops_.get());
+    if (late) backend = std::make_unique<LateBackend>(std::move(backend));
+    auto engine =
+        std::make_unique<BatchEngine>(BatchEngineOptions{.limits = {.max_decode_rows = 16, .prefill_chunk_tokens = 32}},
+                                      std::move(backend), TinyWeights(30), &metrics_);
     return std::make_unique<DecodeLoop>(std::move(engine), &metrics_);
   }
   static void Submit(DecodeLoop& loop, v1::Group group, std::shared_ptr<ResultSink> sink) {
@@ -51,8 +55,12 @@ class DecodeLoopTest : public ::testing::Test {
   RolloutMetrics metrics_{&registry_};
 };
 
-TEST_F(DecodeLoopTest, ManyThreadsSubmitCancelAndFlipAndEachTokenHasTheLogProbOfItsVersion) {
-  auto loop = MakeLoop(40);
+class DecodeLoopManyTest : public DecodeLoopTest, public ::testing::WithParamInterface<bool> {};
+INSTANTIATE_TEST_SUITE_P(Backends, DecodeLoopManyTest, ::testing::Bool(),
+                         [](const auto& info) { return info.param ? "Late" : "Cpu"; });
+
+TEST_P(DecodeLoopManyTest, ManyThreadsSubmitCancelAndFlipAndEachTokenHasTheLogProbOfItsVersion) {
+  auto loop = MakeLoop(40, /*late=*/GetParam());
   constexpr uint64_t kVersions = 4;
   std::vector<std::shared_ptr<SharedSink>> sinks;
   for (int i = 0; i < 3; ++i) sinks.push_back(std::make_shared<SharedSink>());
@@ -76,6 +84,7 @@ TEST_F(DecodeLoopTest, ManyThreadsSubmitCancelAndFlipAndEachTokenHasTheLogProbOf
   ASSERT_TRUE(loop->WaitUntilIdle(kPatience));
   EXPECT_EQ(loop->stats().pages_used, 0);
   EXPECT_EQ(loop->stats().weight_version, kVersions);
+  EXPECT_EQ(loop->stats().steps_ahead > 0, GetParam());
   std::unique_ptr<Ops> ops = MakeCpuOps(Numerics::kMatched, 1);
   for (const auto& sink : sinks) {
     const Samples samples = sink->Copy();
@@ -109,11 +118,13 @@ TEST_F(DecodeLoopTest, AFlipThatComesTooLateLeavesTheOldWeights) {
 }
 
 TEST_F(DecodeLoopTest, EndsWithSamplesInFlight) {
-  auto loop = MakeLoop(100);
-  auto sink = std::make_shared<SharedSink>();
-  Submit(*loop, TinyGroup(1, 10, 4, 900), sink);
-  loop.reset();
-  EXPECT_LT(sink->Copy().finished(), 5u);
+  for (const bool late : {false, true}) {
+    auto loop = MakeLoop(100, late);
+    auto sink = std::make_shared<SharedSink>();
+    Submit(*loop, TinyGroup(1, 10, 4, 900), sink);
+    loop.reset();
+    EXPECT_LT(sink->Copy().finished(), 5u);
+  }
 }
 
 }  // namespace

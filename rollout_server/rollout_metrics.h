@@ -24,6 +24,7 @@ class RolloutMetrics {
         generated_tokens(registry->Counter("rl_rollout_generated_tokens_total")),
         batch_size(registry->Histogram("rl_rollout_batch_size")),
         step_seconds(registry->Histogram("rl_rollout_decode_step_duration_seconds")),
+        steps_ahead(registry->Counter("rl_rollout_steps_ahead_total")),
         time_to_first_token_seconds(registry->Histogram("rl_rollout_time_to_first_token_seconds")),
         response_length_tokens(registry->Histogram("rl_rollout_response_length_tokens")),
         kv_cache_blocks(registry->Gauge("rl_rollout_kv_cache_blocks")),
@@ -51,7 +52,9 @@ class RolloutMetrics {
   MetricCounter stop, length, cancelled, rejected, nonfinite;
   MetricGauge requests_running, requests_waiting, queue_capacity;
   MetricCounter prompt_tokens, generated_tokens;
-  MetricHistogram batch_size, step_seconds, time_to_first_token_seconds, response_length_tokens;
+  MetricHistogram batch_size, step_seconds;
+  MetricCounter steps_ahead;
+  MetricHistogram time_to_first_token_seconds, response_length_tokens;
   MetricGauge kv_cache_blocks, kv_cache_blocks_used;
   MetricCounter preemptions, stream_blocked_seconds, nonfinite_logits;
   MetricGauge weight_version;

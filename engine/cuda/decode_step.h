@@ -75,6 +75,8 @@ class DecodeStep {
   // What a step drew; waits for it. One of the last kResults steps; valid until as many more are launched.
   absl::StatusOr<Draws> Read(uint64_t step) const;
 
+  // For work on the same stream between steps.
+  const DrawScratch& scratch() const { return scratch_; }
   // How many times SetRows had something to send.
   int64_t uploads() const { return uploads_; }
   int64_t graphs() const { return static_cast<int64_t>(graphs_captured_); }

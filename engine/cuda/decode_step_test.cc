@@ -206,6 +206,39 @@ TEST_P(DecodeStepTest, RowsGoOnFromTokensThatTheHostHasNotSeen) {
   ExpectSame(b, alone[1]);
 }
 
+TEST_P(DecodeStepTest, RowsThatGoOnAsTheyAreAreNotSentAgain) {
+  Sides sides(GetParam().config, GetParam().dtype);
+  const Sample alone[] = {Alone(sides, 1, 5, 3, 5), Alone(sides, 2, 14, 3, 4)};
+  Engine engine(sides, true);
+  Sample a = engine.Prefill(1, 5, 3), b = engine.Prefill(2, 14, 3);
+  const size_t known[] = {a.tokens.size(), b.tokens.size()};
+  // The rows `steps` steps on, of which the host has seen none; b has as many pages as it needs.
+  const auto set = [&](int steps, std::vector<const Sample*> samples, int64_t uploads) {
+    std::vector<DecodeStep::Row> rows;
+    for (size_t i = 0; i < samples.size(); ++i) {
+      const auto position = static_cast<int32_t>(known[i]) - 1 + steps;
+      SamplingRow sampling = samples[i]->Next();
+      sampling.token_index = 1 + static_cast<uint32_t>(steps);
+      const size_t pages = i == 0 ? 3 : static_cast<size_t>(position / 16) + 1;
+      rows.push_back({.from = steps == 0 ? -1 : static_cast<int32_t>(i),
+                      .token = steps == 0 ? samples[i]->tokens.back() : 0,
+                      .position = position,
+                      .pages = std::span(samples[i]->pages).first(pages),
+                      .sampling = sampling});
+    }
+    EXPECT_TRUE(engine.step().SetRows(rows).ok());
+    EXPECT_EQ(engine.step().uploads(), uploads) << steps;
+    return engine.Launch();
+  };
+  std::vector<uint64_t> steps = {set(0, {&a, &b}, 1), set(1, {&a, &b}, 1)};
+  steps.push_back(set(2, {&a, &b}, 2));  // b takes a page
+  steps.push_back(set(3, {&a, &b}, 2));
+  for (const uint64_t step : steps) engine.Take(step, {&a, &b});
+  engine.Take(set(4, {&a}, 3), {&a});  // b is gone
+  ExpectSame(a, alone[0]);
+  ExpectSame(b, alone[1]);
+}
+
 TEST_P(DecodeStepTest, WhatWasDrawnHasTheLogProbsAndExpertsOfThePackedForwardPass) {
   Sides sides(GetParam().config, GetParam().dtype);
   const Sample sample = Alone(sides, 4, 13, 3, 12);

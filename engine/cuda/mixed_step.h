@@ -18,13 +18,18 @@ namespace lockstep::cuda {
 
 class MixedStep {
  public:
-  // For at most `outputs` wanted rows a step, whose logits are made `logit_rows` at a time. decoder and cache outlive
-  // it. Device memory: Bytes().
+  // For at most `outputs` wanted rows a step, whose logits are made `logit_rows` at a time; 0: in the scratch of
+  // somebody on the same stream, as many rows at a time as that has. decoder, cache and scratch outlive it. Device
+  // memory: Bytes(); steps of more than `rows` rows or `sequence_pages` pages a sequence allocate what their inputs
+  // need beyond that.
   struct Limits {
     int64_t outputs = 256;
     int64_t logit_rows = 64;
+    int64_t rows = 0;
+    int64_t sequence_pages = 0;
   };
-  static absl::StatusOr<MixedStep> Create(DeviceDecoder* decoder, const DeviceKv* cache, const Limits& limits);
+  static absl::StatusOr<MixedStep> Create(DeviceDecoder* decoder, const DeviceKv* cache, const Limits& limits,
+                                          const DrawScratch* scratch = nullptr);
   static size_t Bytes(const ModelConfig& config, DType dtype, const Limits& limits);
 
   struct Draws {
@@ -38,6 +43,8 @@ class MixedStep {
 
  private:
   MixedStep() = default;
+  absl::Status ReserveRecord(size_t bytes);
+
   DeviceDecoder* decoder_ = nullptr;
   const DeviceKv* cache_ = nullptr;
   Limits limits_;
@@ -46,7 +53,8 @@ class MixedStep {
   DrawScratch scratch_;
   PagedStage stage_;
   InputBlock sampling_;
-  DeviceBuffer record_;   // [T, row_bytes] of the largest batch whose routing was wanted
+  DeviceBuffer record_;  // [T, row_bytes]: made when routing is first wanted, of limits_.rows at least
+  PinnedBuffer host_record_;
   DeviceBuffer results_;  // tokens, then log-probs
   PinnedBuffer host_results_;
 };

@@ -30,7 +30,34 @@ void CheckBatch(const ModelConfig& config, const PagedBatch& batch) {
   LOCKSTEP_CHECK(next == rows, "the sequences have all rows");
 }
 
+// A batch's arrays in a block.
+struct Arrays {
+  InputBlock::Array<int32_t> tokens, positions, slots, row_sequence, outputs, table;
+};
+Arrays Add(int64_t rows, int64_t outputs, int64_t table, InputBlock& block) {
+  block.Begin();
+  Arrays arrays;
+  arrays.tokens = block.Add<int32_t>(rows);
+  arrays.positions = block.Add<int32_t>(rows);
+  arrays.slots = block.Add<int32_t>(rows);
+  arrays.row_sequence = block.Add<int32_t>(rows);
+  arrays.outputs = block.Add<int32_t>(outputs);
+  arrays.table = block.Add<int32_t>(table);
+  return arrays;
+}
+
 }  // namespace
+
+size_t PagedStage::Bytes(const Limits& limits) {
+  InputBlock block;
+  Add(limits.rows, limits.outputs, limits.rows * limits.sequence_pages, block);
+  return block.bytes();
+}
+
+absl::Status PagedStage::Reserve(const Limits& limits) {
+  Add(limits.rows, limits.outputs, limits.rows * limits.sequence_pages, block_);
+  return block_.Reserve();
+}
 
 absl::StatusOr<PagedInputs> PagedStage::Put(const ModelConfig& config, const PagedBatch& batch, const Stream& stream) {
   CheckBatch(config, batch);
@@ -45,10 +72,8 @@ absl::StatusOr<PagedInputs> PagedStage::Put(const ModelConfig& config, const Pag
     if (decoding) ++inputs.decode_rows;
   }
   const int64_t stride = inputs.table_stride;
-  block_.Begin();
-  const auto tokens = block_.Add<int32_t>(T), positions = block_.Add<int32_t>(T), slots = block_.Add<int32_t>(T);
-  const auto row_sequence = block_.Add<int32_t>(T), outputs = block_.Add<int32_t>(R);
-  const auto table = block_.Add<int32_t>(static_cast<int64_t>(batch.sequences.size()) * stride);
+  const auto [tokens, positions, slots, row_sequence, outputs, table] =
+      Add(T, R, static_cast<int64_t>(batch.sequences.size()) * stride, block_);
   if (absl::Status status = block_.Reserve(); !status.ok()) return status;
   std::copy(batch.tokens.begin(), batch.tokens.end(), block_.Host(tokens));
   std::copy(batch.output_rows.begin(), batch.output_rows.end(), block_.Host(outputs));

@@ -4,7 +4,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/cuda/device_weights.h"
-#include "engine/cuda/input_block.h"
 #include "engine/model/routing.h"
 
 namespace lockstep::cuda {
@@ -26,7 +25,10 @@ ServingLimits ServingLimitsOf(const ServingShape& shape) {
   // Prefills of one row stand among the decode rows.
   limits.decoder.rows = std::max(limits.decoder.rows, shape.max_decode_rows + shape.prefill_chunk_tokens);
   limits.decoder.decode_rows = limits.decoder.rows;
-  limits.mixed = {.outputs = kMixedDraws};
+  limits.mixed = {.outputs = kMixedDraws,
+                  .logit_rows = 0,  // the decode step's scratch
+                  .rows = limits.decoder.rows,
+                  .sequence_pages = limits.decode.sequence_pages};
   return limits;
 }
 
@@ -38,17 +40,8 @@ size_t ServingScratchBytes(const ServingShape& shape) {
 }
 
 size_t ServingStepBytes(const ServingShape& shape, bool routing) {
-  const ServingLimits limits = ServingLimitsOf(shape);
-  const int64_t rows = limits.decoder.rows, outputs = limits.mixed.outputs;
-  InputBlock batch;  // PagedStage's, each row a sequence
-  for (int i = 0; i < 4; ++i) batch.Add<int32_t>(rows);
-  batch.Add<int32_t>(outputs);
-  batch.Add<int32_t>(rows * limits.decode.sequence_pages);
-  InputBlock draws;
-  draws.Add<SamplingRow>(outputs);
-  draws.Add<float>(outputs);
-  const size_t record = routing ? static_cast<size_t>(rows) * RoutingShape(shape.config).row_bytes() : 0;
-  return batch.bytes() + draws.bytes() + record;
+  const auto rows = static_cast<size_t>(ServingLimitsOf(shape).decoder.rows);
+  return routing ? rows * RoutingShape(shape.config).row_bytes() : 0;
 }
 
 absl::StatusOr<int64_t> ServingPages(const ServingShape& shape, uint64_t kv_cache_mib, size_t free_bytes) {

@@ -25,13 +25,13 @@ struct ServingShape {
 struct ServingLimits {
   DecodeStep::Limits decode;
   PagedLimits decoder;
-  MixedStep::Limits mixed;
+  MixedStep::Limits mixed;  // draws in the decode step's scratch
 };
 ServingLimits ServingLimitsOf(const ServingShape& shape);
 
 // Decoder, decode step and mixed step, as they are made.
 size_t ServingScratchBytes(const ServingShape& shape);
-// What steps take beyond that when they are as large as they get: their inputs, and with `routing` the experts.
+// What steps take beyond that: with `routing` the experts that they record.
 size_t ServingStepBytes(const ServingShape& shape, bool routing);
 
 // Pages of the KV cache: as many as kv_cache_mib has, or, where it is 0, for all sequences at their longest, at most

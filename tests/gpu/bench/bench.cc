@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "tests/gpu/bench/bench_decode.h"
+#include "tests/gpu/bench/bench_server.h"
 #include "tests/gpu/bench/bench_train.h"
 #include "tests/gpu/bench/native_gemm.h"
 
@@ -32,11 +33,16 @@ absl::Status Run(const BenchOptions& options, Tables& tables) {
       "keys "
       "and values pass once at the larger of the bandwidths above; its limit by FLOP counts 2 a parameter and token "
       "and "
-      "attention at the larger matrix rate. A training step counts 6 FLOP a parameter and token and 6 L H E length^2 a "
+      "attention at the larger matrix rate. The server's loop is the rollout server's engine over its GPU backend: "
+      "the time of a step that it takes beside the step alone, the share of steps launched while the one before ran, "
+      "and the share of the time for which the host waited for the device. A training step counts 6 FLOP a parameter "
+      "and token and 6 L H E length^2 a "
       "sequence in causal attention, and nothing for what is computed twice; its time has the host's waits in it. Of "
       "the optimizer 34 bytes a parameter are counted: the norm reads the gradient a second time.");
   for (const std::string& shape : options.shapes) {
-    absl::Status status = BenchDecode(options, shape, *limits, native_or_null, *matched, *stream, tables);
+    StepSecondsTable steps;
+    absl::Status status = BenchDecode(options, shape, *limits, native_or_null, *matched, *stream, tables, &steps);
+    if (status.ok()) status = BenchServer(options, shape, steps, native.ok(), tables);
     if (status.ok()) status = BenchTrain(options, shape, *limits, native_or_null, *matched, *stream, tables);
     if (!status.ok()) return status;
   }

@@ -104,7 +104,8 @@ absl::StatusOr<double> StepSeconds(const BenchOptions& options, const Model& mod
 }  // namespace
 
 absl::Status BenchDecode(const BenchOptions& options, const std::string& shape, const DeviceLimits& limits,
-                         DeviceGemm* native, DeviceGemm& matched, const Stream& stream, Tables& tables) {
+                         DeviceGemm* native, DeviceGemm& matched, const Stream& stream, Tables& tables,
+                         StepSecondsTable* measured) {
   const auto config = ShapeOf(options, shape);
   if (!config.ok()) return config.status();
   const auto model = MakeModel(options, *config, stream);
@@ -132,6 +133,7 @@ absl::Status BenchDecode(const BenchOptions& options, const std::string& shape, 
         continue;
       }
       beyonds.push_back(absl::StrCat(name, " ", batch, ": ", beyond >> 20, " MiB"));
+      (*measured)[{is_native, batch}] = *seconds;
       if (is_native) native_seconds = *seconds;
       const auto rows = static_cast<double>(batch);
       const double by_bytes = DecodeBytes(*config, options.dtype, rows, context) / limits.bandwidth();

@@ -17,6 +17,9 @@ cat "$out"
 row='[0-9]+\.[0-9]+ ms \|'
 for expected in "^### Decode of tiny, fp16, context 20" "^\| native \| 1 \| $row" "^\| matched \| 1 \| $row" \
   "^\| native \| 3 \| $row" "^\| matched \| 3 \| $row.*\| [0-9]+\.[0-9]+ \|$" \
+  "^### The rollout server's loop: decode of tiny, fp16, context 20" \
+  "^\| native \| 3 \| $row [0-9]+ \| $row [0-9.]+ \| 100% \| [0-9]+% \|$" \
+  "^\| matched \| 1 \| $row [0-9]+ \| $row [0-9.]+ \| 100% \| [0-9]+% \|$" \
   "^### Training step of tiny, fp16, 32 packed tokens" "^\| native \| $row [0-9]+ \|" "^\| matched \| $row [0-9]+ \|" \
   "^\| copy on the device .* GB/s \|$" "^\| read by a kernel \| [0-9]+ GB/s \|$" \
   "^\| matrix product by cuBLASLt, 64\^3 \| [0-9.]+ TFLOP/s \|$"; do
