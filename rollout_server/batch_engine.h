@@ -86,6 +86,8 @@ class BatchEngine {
 
   // One engine step. False: nothing could be computed.
   bool Step();
+  // Asks the backend whether it still computes; status() has the answer.
+  void CheckBackend();
   bool idle() const { return sequences_.empty(); }
   // Not OK: the backend has failed.
   const absl::Status& status() const { return failure_; }
