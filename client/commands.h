@@ -1,5 +1,6 @@
 // The commands of `lockstep`, one function each. A command gets its arguments without its own name and returns the exit
-// code: 0 done, 1 it failed, 2 it was called wrongly. Errors are one line on stderr.
+// code: 0 done, 1 it failed, 2 it was called wrongly; of commands that own services, 75 or 69 where a GPU failed
+// (docs/cuda.md). Errors are one line on stderr.
 #ifndef LOCKSTEP_CLIENT_COMMANDS_H_
 #define LOCKSTEP_CLIENT_COMMANDS_H_
 

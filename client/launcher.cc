@@ -5,14 +5,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
 #include "client/config.h"
 #include "client/memory_check.h"
 #include "proto/channel.h"
@@ -28,6 +29,8 @@ absl::Status WriteText(const std::string& path, const std::string& text) {
   if (file.good()) return absl::OkStatus();
   return absl::UnavailableError(absl::StrCat("run_dir: cannot write ", path, ": ", std::strerror(errno)));
 }
+
+bool GpuFailed(int exit_code) { return exit_code == kExitRestartProcess || exit_code == kExitResetDevice; }
 
 }  // namespace
 
@@ -62,10 +65,10 @@ absl::Status Launcher::CheckMemory() {
   const absl::StatusOr<std::string> plan =
       MemoryPlanLine(Path("config.pbtxt"), options_.mode, Path("logs/memory_plan.log"));
   if (!plan.ok() && !(options_.overcommit && absl::IsResourceExhausted(plan.status()))) {
-    return absl::Status(plan.status().code(),
-                        absl::StrCat(plan.status().message(), absl::StrContains(plan.status().message(), "memory: ")
-                                                                  ? "; --overcommit starts it all the same"
-                                                                  : ""));
+    return absl::Status(
+        plan.status().code(),
+        absl::StrCat(plan.status().message(),
+                     absl::IsResourceExhausted(plan.status()) ? "; --overcommit starts it all the same" : ""));
   }
   if (options_.note) options_.note(plan.ok() ? *plan : std::string(plan.status().message()));
   return absl::OkStatus();
@@ -156,25 +159,56 @@ absl::Status Launcher::Announce(const std::string& address) {
   return ToAbslStatus(stub->AddRolloutServer(&context, request, &response));
 }
 
+std::string Launcher::WayOn() const {
+  return options_.mode == "rl" ? "; lockstep run with --resume goes on from the last checkpoint" : "";
+}
+
+void Launcher::Bury(Server& server, std::vector<std::string>* events) {
+  events->push_back(server.child->Reason());
+  const bool needs_reset = *server.child->Poll() == kExitResetDevice;
+  if (needs_reset || ++server.restarts > kMaxRestarts) {
+    events->push_back(absl::StrCat(
+        server.child->name(),
+        needs_reset ? "'s GPU cannot be used before it is reset" : absl::StrCat(" ended ", server.restarts, " times"),
+        "; the run goes on without it"));
+    server.child = nullptr;
+    return;
+  }
+  server.ended = true;
+  const absl::Duration wait = server.restarts == 1 ? absl::ZeroDuration() : absl::Seconds(1 << (server.restarts - 2));
+  server.restart_at = absl::Now() + wait;
+}
+
 absl::Status Launcher::Tend(std::vector<std::string>* events, int* exit_code) {
+  const Child* ended = nullptr;
   for (const std::unique_ptr<Child>& learner : learners_) {
-    if (const std::optional<int> code = learner->Poll(); code.has_value()) {
-      *exit_code = *code;
-      return absl::AbortedError(learner->Reason());
-    }
+    const std::optional<int> code = learner->Poll();
+    // Of several the one whose GPU failed: the others then have lost a rank.
+    if (!code.has_value() || (ended != nullptr && !GpuFailed(*code))) continue;
+    ended = learner.get();
+    *exit_code = *code;
+  }
+  if (ended != nullptr) {
+    return absl::AbortedError(absl::StrCat(ended->Reason(), GpuFailed(*exit_code) ? WayOn() : ""));
   }
   for (size_t i = 0; i < servers_.size(); ++i) {
     Server& server = servers_[i];
     if (server.child == nullptr) continue;
-    if (server.child->Poll().has_value()) {
-      events->push_back(server.child->Reason());
-      if (++server.restarts > kMaxRestarts) {
-        events->push_back(
-            absl::StrCat(server.child->name(), " ended ", server.restarts, " times; the run goes on without it"));
-        server.child = nullptr;
-        continue;
+    if (!server.ended && server.child->Poll().has_value()) {
+      const int code = *server.child->Poll();
+      const std::string reason = server.child->Reason();
+      Bury(server, events);
+      const bool some_left =
+          std::any_of(servers_.begin(), servers_.end(), [](const Server& other) { return other.child != nullptr; });
+      if (!some_left) {
+        *exit_code = code == 0 ? 1 : code;
+        return absl::UnavailableError(absl::StrCat("no rollout server is left; the last: ", reason, WayOn()));
       }
+      if (server.child == nullptr) continue;
+    }
+    if (server.ended && absl::Now() >= server.restart_at) {
       events->push_back(absl::StrCat("restarting ", server.child->name()));
+      server.ended = false;
       server.announced = false;
       if (absl::Status status = StartServer(static_cast<int>(i)); !status.ok()) {
         events->push_back(std::string(status.message()));

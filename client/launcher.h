@@ -14,8 +14,12 @@
 
 namespace lockstep {
 
-// Restarts of one rollout server after which the run goes on without it.
+// Restarts of one rollout server after which the run goes on without it. The first comes at once, the others after 1,
+// 2, 4, ... seconds: a GPU may need a while to give back what a dead process held.
 inline constexpr int kMaxRestarts = 5;
+// Exit codes of a service whose GPU has failed (engine/cuda/errors): a new process can use it; it has to be reset.
+inline constexpr int kExitRestartProcess = 75;
+inline constexpr int kExitResetDevice = 69;
 // How long a service may take to serve (it loads the model first).
 inline constexpr double kStartSeconds = 300;
 
@@ -39,8 +43,9 @@ class Launcher {
   absl::Status Start();
   const std::string& learner_address() const { return learner_address_; }
 
-  // Restarts rollout servers that died and announces them; returns a line per event. Not OK when a learner has ended
-  // (its exit code in *exit_code): then the run is over.
+  // Restarts rollout servers that died and announces them, but for one whose GPU has to be reset: the run goes on
+  // without it. Returns a line per event. Not OK when the run is over: a learner has ended (ABORTED), or no rollout
+  // server is left (UNAVAILABLE), after which the learners still have to be ended. *exit_code is that of the process.
   absl::Status Tend(std::vector<std::string>* events, int* exit_code);
 
   // Asks the learners to end after the step in progress, with a checkpoint.
@@ -52,6 +57,8 @@ class Launcher {
   struct Server {
     std::unique_ptr<Child> child;
     int restarts = 0;
+    absl::Time restart_at = absl::InfinitePast();  // of one that has ended
+    bool ended = false;
     bool announced = true;
   };
 
@@ -59,6 +66,9 @@ class Launcher {
   absl::Status CheckMemory();
   int Ranks() const;
   absl::Status StartServer(int index);
+  std::string WayOn() const;  // of a run that is over before its end
+  // The server has ended: when it is to be started again, or not at all.
+  void Bury(Server& server, std::vector<std::string>* events);
   absl::Status StartLearner(int rank, const std::string& rollout_addresses);
   std::string Path(const std::string& name) const { return config_.run_dir() + "/" + name; }
   absl::Status Announce(const std::string& address);

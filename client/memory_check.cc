@@ -11,6 +11,7 @@ namespace lockstep {
 namespace {
 
 constexpr double kPlanSeconds = 60;
+constexpr int kExitTooMuchMemory = 3;  // of the learner's --plan_only
 
 // The first line of the file that begins with `prefix`, without it; empty when there is none.
 std::string LineWith(const std::string& path, const std::string& prefix) {
@@ -42,7 +43,9 @@ absl::StatusOr<std::string> MemoryPlanLine(const std::string& config_pbtxt, cons
   }
   if (*child->Poll() == 0) return LineWith(log_path, "");
   const std::string reason = LineWith(log_path, "error: ");
-  return absl::ResourceExhaustedError(reason.empty() ? child->Reason() : reason);
+  const std::string line = reason.empty() ? child->Reason() : reason;
+  return *child->Poll() == kExitTooMuchMemory ? absl::ResourceExhaustedError(line)
+                                              : absl::FailedPreconditionError(line);
 }
 
 }  // namespace lockstep

@@ -8,8 +8,9 @@
 
 namespace lockstep {
 
-// One line: "memory: needs 19.2 GiB: ...". An error is one too: it does not fit, with what to change, or the model
-// cannot be read. log_path receives the program's output.
+// One line: "memory: needs 19.2 GiB: ...". An error is one too. RESOURCE_EXHAUSTED: it does not fit, with what to
+// change; any other: the run cannot be, whatever the memory (a model that cannot be read, no GPU, GPUs in the wrong
+// number). log_path receives the program's output.
 absl::StatusOr<std::string> MemoryPlanLine(const std::string& config_pbtxt, const std::string& mode,
                                            const std::string& log_path);
 

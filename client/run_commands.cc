@@ -25,7 +25,8 @@
 namespace lockstep {
 namespace {
 
-constexpr double kStopSeconds = 600;  // a learner's last step and checkpoint, after Ctrl-C
+constexpr double kStopSeconds = 600;     // a learner's last step and checkpoint, after Ctrl-C
+constexpr double kLeftoverSeconds = 30;  // other ranks once one has failed: they wait for it, and end no step
 
 volatile sig_atomic_t g_interrupts = 0;
 
@@ -64,8 +65,10 @@ class Watcher {
   std::thread thread_;
 };
 
-// Follows the run until its learner has ended. Returns the exit code.
-int Follow(Launcher& launcher) {
+// Follows the run until its learner has ended. Returns the exit code, and the seconds that the processes left are
+// worth.
+int Follow(Launcher& launcher, double* end_seconds) {
+  *end_seconds = kStopSeconds;
   View view(stdout, isatty(1) != 0);
   Watcher watcher(launcher.learner_address());
   int interrupts = 0;
@@ -77,7 +80,10 @@ int Follow(Launcher& launcher) {
     for (const std::string& event : events) view.Note(event);
     if (!status.ok()) {
       for (const v1::RunStatus& last : watcher.Take()) view.Show(last);
-      return exit_code == 0 ? 0 : Fail(status);
+      if (exit_code == 0) return 0;
+      if (absl::IsAborted(status)) *end_seconds = kLeftoverSeconds;
+      // Whoever starts runs can tell from the code whether the machine's GPU works again.
+      return Fail(status, exit_code == kExitRestartProcess || exit_code == kExitResetDevice ? exit_code : 1);
     }
     if (g_interrupts > interrupts) {
       interrupts = g_interrupts;
@@ -131,8 +137,9 @@ int Launch(const v1::RunConfig& config, LaunchOptions options) {
   sigaction(SIGTERM, &action, nullptr);
   Launcher launcher(config, options);
   if (absl::Status status = launcher.Start(); !status.ok()) return Fail(status);
-  const int code = Follow(launcher);
-  launcher.EndAll(kStopSeconds);
+  double end_seconds = 0;
+  const int code = Follow(launcher, &end_seconds);
+  launcher.EndAll(end_seconds);
   return code;
 }
 

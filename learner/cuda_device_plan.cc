@@ -191,14 +191,22 @@ absl::StatusOr<DevicePlan> PlanCudaDevices(const DevicePlanInputs& in) {
   }
   const int ranks = in.trains ? static_cast<int>(std::max<uint32_t>(1, in.config.learner().world_size())) : 1;
   Devices devices;
+  DevicePlacement placement = {.updates = in.updates};
   if (in.serves) {  // they are started first
     if (absl::Status status = AddServers(in, ranks, &devices); !status.ok()) return status;
+    for (uint32_t i = 0; i < in.config.rollout().num_servers(); ++i) {
+      placement.servers.push_back(cuda::DeviceOfProcess(ranks + static_cast<int>(i)));
+    }
   }
   for (int rank = 0; in.trains && rank < ranks; ++rank) {
-    absl::Status status = devices.Add(cuda::DeviceOfProcess(rank), Rank(in, /*sends=*/rank == 0));
+    const int device = cuda::DeviceOfProcess(rank);
+    placement.ranks.push_back(device);
+    absl::Status status = devices.Add(device, Rank(in, /*sends=*/rank == 0));
     if (!status.ok()) return status;
   }
-  return devices.Take();
+  DevicePlan plan = devices.Take();
+  plan.placement = std::move(placement);
+  return plan;
 }
 
 }  // namespace lockstep

@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "engine/model/model.h"
+#include "learner/device_placement.h"
 #include "learner/process_memory.h"
 #include "proto/run_config.pb.h"
 
@@ -50,6 +51,7 @@ struct DeviceMemoryPlan {
 
 struct DevicePlan {
   std::vector<DeviceMemoryPlan> devices;  // in ascending order; those that a process uses
+  DevicePlacement placement;              // ranks_use_nccl is the caller's to say
 
   std::string Text() const;  // of all of them, "; " between
   // [{"device", "name", "bytes", "free_bytes", "processes": [...]}]

@@ -29,6 +29,10 @@ absl::StatusOr<std::unique_ptr<Collectives>> JoinByNccl(int rank, int world_size
 
 }  // namespace
 
+bool RanksUseNccl(const v1::RunConfig& config) {
+  return config.learner().world_size() > 1 && config.device() == "cuda" && LoadNccl().ok();
+}
+
 absl::StatusOr<std::unique_ptr<Collectives>> JoinRanks(const v1::RunConfig& config, int rank,
                                                        const std::string& rank0_address, int process) {
   const int world_size = std::max<int>(1, static_cast<int>(config.learner().world_size()));

@@ -11,6 +11,9 @@
 
 namespace lockstep {
 
+// Whether JoinRanks of this configuration takes NCCL. Loads it, to know.
+bool RanksUseNccl(const v1::RunConfig& config);
+
 // All ranks call it at about the same time: one rank needs nobody; ranks on CPUs sum over TCP (Gloo); ranks on GPUs by
 // NCCL, or, where this build or machine has no NCCL, through their hosts, which a line in the log says. process: number
 // of this one among the run's on this machine.

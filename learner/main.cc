@@ -3,7 +3,8 @@
 //   pretrain  supervised training on prompt and response
 //   filter    keeps the problems whose pass rate is between two thresholds
 //   eval      evaluates model.path on data.eval
-// Exit codes: 0 done or stopped on request; 1 the run failed (one line `error: ...`); 2 it could not start.
+// Exit codes: 0 done or stopped on request; 1 the run failed (one line `error: ...`); 2 it could not start; 3
+// (plan_only) the memory is too small; 75 and 69: an error of the GPU (engine/cuda/errors).
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -39,7 +40,7 @@
 ABSL_FLAG(std::string, config, "", "resolved RunConfig, as protobuf text");
 ABSL_FLAG(std::string, mode, "rl", "rl, pretrain, filter or eval");
 ABSL_FLAG(bool, plan_only, false,
-          "print what the mode's processes will take of memory, and end; 2 when it is too much");
+          "print what the mode's processes will take of memory, and end; 3 when it is too much");
 ABSL_FLAG(bool, resume, false, "go on from the run folder's latest checkpoint");
 ABSL_FLAG(int32_t, rank, 0, "rank of this process among learner.world_size");
 ABSL_FLAG(int32_t, process, 0,
@@ -65,6 +66,7 @@ namespace {
 
 constexpr int kExitFailed = 1;
 constexpr int kExitCannotStart = 2;
+constexpr int kExitTooMuchMemory = 3;  // of plan_only, which a client may overrule
 // Lets watchers read the last message.
 constexpr absl::Duration kShutdownGrace = absl::Seconds(3);
 
@@ -331,9 +333,8 @@ int RunRank0(const v1::RunConfig& config, LearnerMode mode, StopSignal* stop) {
                           : mode == LearnerMode::kPretrain ? RunPretrain(&rank0)
                           : mode == LearnerMode::kFilter   ? RunFilter(&rank0)
                                                            : RunEval(&rank0);
-  const int exit_code = outcome.status.ok() ? 0
-                        : outcome.started   ? DeviceExitCode(outcome.status, kExitFailed)
-                                            : kExitCannotStart;
+  const int exit_code =
+      outcome.status.ok() ? 0 : DeviceExitCode(outcome.status, outcome.started ? kExitFailed : kExitCannotStart);
   rank0.metrics.SetState(outcome.status.ok() ? "draining" : "failed");
   rank0.monitor->Publish([&](v1::RunStatus& status) {
     status.set_phase(outcome.status.ok() ? v1::RUN_PHASE_ENDED : v1::RUN_PHASE_FAILED);
@@ -365,11 +366,15 @@ int RunFollower(const v1::RunConfig& config, LearnerMode mode, int rank) {
   auto collectives = JoinRanks(config, rank, absl::GetFlag(FLAGS_rank0_address), setup->process);
   if (!collectives.ok()) return PrintError(collectives.status(), kExitCannotStart);
   auto trainer = MakeTrainer(*setup, collectives->get());
-  if (!trainer.ok()) return PrintError(trainer.status(), kExitCannotStart);
+  if (!trainer.ok()) return PrintError(trainer.status(), DeviceExitCode(trainer.status(), kExitCannotStart));
   metrics.SetState("serving");
   LogInfo("rank ", rank, " follows ", absl::GetFlag(FLAGS_rank0_address));
   const absl::Status status = FollowRank0(**trainer, **collectives);
   return status.ok() ? 0 : PrintError(status, DeviceExitCode(status, kExitFailed));
+}
+
+int PrintPlanError(const absl::Status& status) {
+  return PrintError(status, absl::IsResourceExhausted(status) ? kExitTooMuchMemory : kExitCannotStart);
 }
 
 int PrintMemoryPlan(const v1::RunConfig& config, LearnerMode mode) {
@@ -379,21 +384,28 @@ int PrintMemoryPlan(const v1::RunConfig& config, LearnerMode mode) {
     const auto device = FindTrainDevice(absl::GetFlag(FLAGS_process));
     if (!device.ok()) return PrintError(device.status(), kExitCannotStart);
   }
+  if (mode == LearnerMode::kReinforce) {
+    const auto transports = ProcessTransports(config.weight_sync().transport(), absl::GetFlag(FLAGS_process));
+    if (!transports.ok()) return PrintError(transports.status(), kExitCannotStart);
+  }
   const auto inputs = ReadMemoryInputs(config, mode);
   if (!inputs.ok()) return PrintError(inputs.status(), kExitCannotStart);
   const auto plan = PlanMemory(*inputs);
-  if (!plan.ok()) return PrintError(plan.status(), kExitCannotStart);
+  if (!plan.ok()) return PrintPlanError(plan.status());
   const MachineMemory machine = ReadMachineMemory();
-  if (absl::Status status = CheckMemory(*plan, machine); !status.ok()) return PrintError(status, kExitCannotStart);
   DevicePlan devices;
   if (uses_devices) {
     const auto device_inputs = DeviceInputs(*inputs);
     if (!device_inputs.ok()) return PrintError(device_inputs.status(), kExitCannotStart);
     auto planned = PlanDevices(*device_inputs);
-    if (!planned.ok()) return PrintError(planned.status(), kExitCannotStart);
+    if (!planned.ok()) return PrintPlanError(planned.status());
     devices = *std::move(planned);
-    if (absl::Status status = CheckDevices(devices, config); !status.ok()) return PrintError(status, kExitCannotStart);
+    devices.placement.ranks_use_nccl = RanksUseNccl(config);
+    if (absl::Status status = CheckPlacement(devices.placement, config); !status.ok()) return PrintPlanError(status);
   }
+  // Last: what comes before cannot be overruled.
+  if (absl::Status status = CheckMemory(*plan, machine); !status.ok()) return PrintPlanError(status);
+  if (absl::Status status = CheckDevices(devices, config); !status.ok()) return PrintPlanError(status);
   const std::string text = devices.devices.empty() ? "" : "; " + devices.Text();
   std::printf("memory: %s; %s%s\n%s\n", plan->Text().c_str(), AvailableText(machine).c_str(), text.c_str(),
               plan->Json(&devices).c_str());

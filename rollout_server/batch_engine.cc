@@ -46,6 +46,11 @@ bool BatchEngine::Step() {
   return false;
 }
 
+void BatchEngine::CheckBackend() {
+  if (!failure_.ok()) return;
+  if (absl::Status status = backend_->Check(); !status.ok()) Fail(std::move(status));
+}
+
 StepPlan BatchEngine::NextPlan() {
   while (true) {
     FillViews();

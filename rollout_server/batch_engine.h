@@ -96,6 +96,8 @@ class BatchEngine {
   bool Step();
   // Collects the step that the last one has launched ahead, if it did.
   void Drain();
+  // Asks the backend whether it still computes; status() has the answer.
+  void CheckBackend();
   bool idle() const { return sequences_.empty() && !flight_.launched; }
   // Not OK: the backend has failed.
   const absl::Status& status() const { return failure_; }

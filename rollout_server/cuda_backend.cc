@@ -74,6 +74,11 @@ class CudaBackend final : public StepBackend {
     if (absl::Status status = UseDevice(); !status.ok()) return status;
     return cache_->CopyPage(from, to, tokens, stream_);
   }
+  absl::Status Check() override {
+    if (absl::Status status = UseDevice(); !status.ok()) return status;
+    const cudaError_t error = cudaStreamQuery(stream_.get());
+    return error == cudaErrorNotReady ? absl::OkStatus() : cuda::CudaStatus(error, "asking an idle device");
+  }
 
  private:
   // A device is a thread's, and calls come from several.

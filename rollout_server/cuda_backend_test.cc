@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "engine/cuda/device_weights.h"
+#include "engine/cuda/errors/errors.h"
 #include "engine/cuda/serving.h"
 #include "rollout_server/batch_engine.h"
 #include "rollout_server/cpu_backend.h"
@@ -451,6 +452,20 @@ TEST_F(CudaBackendTest, EveryThreadUsesTheBackendsDevice) {
   }
   emulation::TheDevices() = {};
   EXPECT_EQ(cudaSetDevice(0), cudaSuccess);
+}
+
+TEST_F(CudaBackendTest, AnErrorThatAnUpdateMetIsTheBackendsFromThenOn) {
+  const ModelConfig config = Fitting(TinyConfig());
+  const auto weights = MakeWeights(config, DType::kF32, 14);
+  auto backend = MakeCudaStepBackend(OptionsOf(*weights, {}), {.workspace = {}, .gemm = cuda::MakeMatchedGemm()});
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  ASSERT_TRUE((*backend)->Prepare(weights).ok());
+  EXPECT_TRUE((*backend)->Check().ok());
+  emulation::FailWork(0, cudaErrorLaunchFailure);
+  EXPECT_FALSE((*backend)->Prepare(MakeWeights(config, DType::kF32, 15, 1)).ok());
+  const absl::Status status = (*backend)->Check();
+  EXPECT_EQ(cuda::RecoveryOf(status), cuda::Recovery::kRestartProcess) << status;
+  emulation::FailWork(0, cudaSuccess);
 }
 
 TEST_F(CudaBackendTest, AHeadSizeWithoutKernelIsRefused) {

@@ -11,6 +11,9 @@ namespace {
 
 // How often a loop whose consumers are all behind looks at them again.
 constexpr std::chrono::milliseconds kBlockedPoll(10);
+// How often an idle loop asks its backend whether it still computes: an update may have met an error of the device, and
+// a server that never gets a sample again would not.
+constexpr std::chrono::milliseconds kIdlePoll(500);
 
 }  // namespace
 
@@ -91,6 +94,7 @@ void DecodeLoop::Run() {
     for (std::function<void(BatchEngine&)>& command : taken) command(*engine_);
     taken.clear();
     stepped = engine_->Step();
+    if (!stepped) engine_->CheckBackend();
     Publish();
     if (!engine_->status().ok() && on_failure_ != nullptr) {
       on_failure_(engine_->status());
@@ -103,11 +107,7 @@ bool DecodeLoop::TakeCommands(bool stepped, std::deque<std::function<void(BatchE
   std::unique_lock lock(mutex_);
   if (!stepped) {
     const auto woken = [this] { return stop_ || !commands_.empty(); };
-    if (idle_) {
-      changed_.wait(lock, woken);
-    } else {
-      changed_.wait_for(lock, kBlockedPoll, woken);
-    }
+    changed_.wait_for(lock, idle_ ? kIdlePoll : kBlockedPoll, woken);
   }
   taken->swap(commands_);
   return !stop_;

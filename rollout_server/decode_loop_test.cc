@@ -1,5 +1,6 @@
 #include "rollout_server/decode_loop.h"
 
+#include <future>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -115,6 +116,37 @@ TEST_F(DecodeLoopTest, AFlipThatComesTooLateLeavesTheOldWeights) {
   gate.unlock();
   ASSERT_TRUE(loop->WaitUntilIdle(kPatience));
   EXPECT_EQ(loop->stats().weight_version, 0u);
+}
+
+// A CPU backend whose device is lost without a step.
+class IdleBackend final : public StepBackend {
+ public:
+  explicit IdleBackend(std::unique_ptr<StepBackend> backend) : backend_(std::move(backend)) {}
+  int64_t num_pages() const override { return backend_->num_pages(); }
+  int64_t max_sequence_tokens() const override { return backend_->max_sequence_tokens(); }
+  absl::Status Prepare(const std::shared_ptr<const Weights>& weights) override { return backend_->Prepare(weights); }
+  absl::Status Step(const Weights& weights, const StepInput& input, StepOutput* output) override {
+    return backend_->Step(weights, input, output);
+  }
+  absl::Status CopyPage(int32_t from, int32_t to, int64_t tokens) override {
+    return backend_->CopyPage(from, to, tokens);
+  }
+  absl::Status Check() override { return absl::InternalError("the device is lost"); }
+
+ private:
+  const std::unique_ptr<StepBackend> backend_;
+};
+
+TEST_F(DecodeLoopTest, ADeviceThatIsLostWhileNothingIsComputedIsNoticed) {
+  auto backend = std::make_unique<IdleBackend>(MakeCpuBackend(TinyConfig(), DType::kF16, 40, ops_.get()));
+  auto engine =
+      std::make_unique<BatchEngine>(BatchEngineOptions{.limits = {.max_decode_rows = 16, .prefill_chunk_tokens = 32}},
+                                    std::move(backend), TinyWeights(30), &metrics_);
+  std::promise<absl::Status> failed;
+  std::future<absl::Status> failure = failed.get_future();
+  DecodeLoop loop(std::move(engine), &metrics_, [&failed](const absl::Status& status) { failed.set_value(status); });
+  ASSERT_EQ(failure.wait_for(std::chrono::seconds(120)), std::future_status::ready);
+  EXPECT_EQ(failure.get().message(), "the device is lost");
 }
 
 TEST_F(DecodeLoopTest, EndsWithSamplesInFlight) {

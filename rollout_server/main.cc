@@ -181,7 +181,7 @@ int Main() {
   Failure failure;
   ParentWatch parent(absl::GetFlag(FLAGS_parent_pid), [&stop] { stop.Request("the parent process is gone"); });
   absl::StatusOr<std::unique_ptr<RolloutServer>> server = StartFromFlags(&stop, &failure);
-  if (!server.ok()) return Fail(server.status(), kExitCannotStart);
+  if (!server.ok()) return Fail(server.status(), DeviceExitCode(server.status(), kExitCannotStart));
   if (absl::Status status = WriteAddressFiles(**server); !status.ok()) return Fail(status, kExitCannotStart);
   LogInfo("serving on ", (*server)->address(), ", metrics on ", (*server)->metrics_address());
   stop.Wait();

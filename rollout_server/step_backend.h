@@ -72,6 +72,9 @@ class StepBackend {
   virtual bool launches_ahead() const = 0;
   // The first `tokens` positions of a page in every layer (copy-on-write of a shared, partly filled page).
   virtual absl::Status CopyPage(int32_t from, int32_t to, int64_t tokens) = 0;
+  // Whether it still computes; asked now and then while there is nothing to compute. An error is as one of Step: of the
+  // device, whatever call has met it.
+  virtual absl::Status Check() { return absl::OkStatus(); }
 };
 
 }  // namespace lockstep

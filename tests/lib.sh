@@ -46,6 +46,30 @@ figures() { jq -c 'select(has("eval") | not) | [.step, .reward_mean, .loss, .gra
 # The same of evaluations: one line each, without its time.
 evaluations() { jq -c 'select(has("eval")) | del(.eval.seconds)' "$1/metrics.jsonl"; }
 
+# A folder base: a model with heads that the device's kernels take, as small as it can be and still be right now and then
+# (the emulated device computes 60 tokens a second), trained on the CPU; rl.jsonl, its problems.
+make_tiny_model() {
+  mkdir -p model
+  cat > model/config.json <<'JSON'
+{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 32, "num_hidden_layers": 2,
+ "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 64, "vocab_size": 24,
+ "max_position_embeddings": 64, "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "tie_word_embeddings": true,
+ "hidden_act": "silu", "eos_token_id": 22}
+JSON
+  "$bin/learner/tasks/make_arithmetic" --count=400 --seed=3 --min_digits=1 --max_digits=1 --out_sft=sft.jsonl \
+    --out_rl=rl.jsonl --tokenizer_dir=model || fail "make_arithmetic"
+  cat > pretrain.yaml <<'YAML'
+seed: 5
+model: {path: model}
+data: {train: sft.jsonl, max_prompt_tokens: 16}
+learner: {dtype: fp16, lr: 3e-3, threads: 1, warmup_steps: 5}
+trainer: {prompts_per_step: 32, max_steps: 400, checkpoint_every: 0}
+run_dir: pretrain
+YAML
+  "$lockstep" pretrain pretrain.yaml > pretrain.log 2>&1 || fail "pretrain: $(tail -n 3 pretrain.log)"
+  cp -r pretrain/checkpoints/step-400 base
+}
+
 make_model() {
   mkdir -p model
   cat > model/config.json <<'JSON'

@@ -4,16 +4,14 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/cuda/errors/device_check.h"
+#include "engine/cuda/errors/errors.h"
 #include "weight_sync/device_runtime.h"
 
 namespace lockstep {
 namespace {
 
-absl::Status FromCuda(const char* function, cudaError_t error) {
-  if (error == cudaSuccess) return absl::OkStatus();
-  const std::string text = absl::StrCat(function, ": ", cudaGetErrorString(error));
-  (void)cudaGetLastError();  // an error that is reported here is not to show in a later launch
-  return error == cudaErrorMemoryAllocation ? absl::ResourceExhaustedError(text) : absl::InternalError(text);
+absl::Status FromCuda(const char* attempted, cudaError_t error, uint64_t bytes = 0) {
+  return cuda::DeviceStatus(error, {.what = attempted, .bytes = bytes});
 }
 
 class CudaRuntime : public DeviceRuntime {
@@ -27,8 +25,8 @@ class CudaRuntime : public DeviceRuntime {
     absl::Status status = Bind();
     if (!status.ok()) return status;
     void* memory = nullptr;
-    status = FromCuda("cudaMalloc", cudaMalloc(&memory, bytes));
-    if (!status.ok()) return absl::Status(status.code(), absl::StrCat(status.message(), " (", bytes, " bytes)"));
+    status = FromCuda("allocating for weight updates", cudaMalloc(&memory, bytes), bytes);
+    if (!status.ok()) return status;
     return memory;
   }
   void Free(void* memory) override { (void)cudaFree(memory); }

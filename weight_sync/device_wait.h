@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -22,14 +23,24 @@ inline constexpr absl::Duration kLongestSleep = absl::Milliseconds(1);
 
 inline absl::Status GroupClosed() { return absl::CancelledError("the control plane closed the group"); }
 
-// `done` is asked on this thread. DEADLINE_EXCEEDED and CANCELLED (`closed`) begin with, or name, what was awaited.
+// The status with "what: " before its message, its code and its payloads: one of those says what has to happen before
+// the device computes again (engine/cuda/errors).
+inline absl::Status Prefixed(const std::string& what, const absl::Status& status) {
+  absl::Status prefixed(status.code(), absl::StrCat(what, ": ", std::string(status.message())));
+  status.ForEachPayload(
+      [&prefixed](absl::string_view name, const absl::Cord& payload) { prefixed.SetPayload(name, payload); });
+  return prefixed;
+}
+
+// `done` is asked on this thread; its error keeps code and payloads. DEADLINE_EXCEEDED and CANCELLED (`closed`) begin
+// with, or name, what was awaited.
 inline absl::Status WaitForDevice(const std::string& what, absl::Time deadline, const std::atomic<bool>& closed,
                                   const std::function<absl::StatusOr<bool>()>& done) {
   for (absl::Duration sleep = kShortestSleep;; sleep = std::min(sleep * 2, kLongestSleep)) {
     if (closed) return GroupClosed();
     const absl::StatusOr<bool> is_done = done();
     if (!is_done.ok()) {
-      return absl::Status(is_done.status().code(), absl::StrCat(what, ": ", std::string(is_done.status().message())));
+      return Prefixed(what, is_done.status());
     }
     if (*is_done) return absl::OkStatus();
     if (absl::Now() >= deadline) {

@@ -140,7 +140,7 @@ absl::Status NcclGroup::Run(const std::string& what, absl::Time deadline, const 
   status = device_->runtime->Bind();
   if (status.ok()) {
     status = begin(*device_->nccl, comm, stream);
-    if (!status.ok()) status = absl::Status(status.code(), absl::StrCat(what, ": ", std::string(status.message())));
+    if (!status.ok()) status = Prefixed(what, status);
   }
   if (status.ok()) {
     NewsAsked asked;

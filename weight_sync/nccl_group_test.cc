@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "weight_sync/device_emulation.h"
+#include "weight_sync/device_wait.h"
 
 namespace lockstep {
 namespace {
@@ -177,6 +178,22 @@ TEST_F(NcclGroupTest, AnAsynchronousErrorEndsTheWaitAndUsesTheGroupUp) {
       EXPECT_EQ(member.Broadcast(absl::Seconds(1)).code(), absl::StatusCode::kCancelled);
     }
   });
+}
+
+TEST_F(NcclGroupTest, AnErrorOfTheDeviceKeepsWhatItSaysOfTheWayOut) {
+  absl::Status lost = absl::InternalError("a kernel failed");
+  lost.SetPayload("recovery", absl::Cord("restart"));
+  const std::atomic<bool> open{false};
+  const absl::Status waited =
+      WaitForDevice("sending", absl::Now() + absl::Seconds(20), open, [&]() -> absl::StatusOr<bool> { return lost; });
+  Make(1);
+  ASSERT_TRUE(Join(*members_[0]).ok());
+  const absl::Status begun =
+      members_[0]->group->Run("sending", absl::Now() + absl::Seconds(20), [&](NcclApi&, void*, void*) { return lost; });
+  for (const absl::Status& status : {waited, begun}) {
+    EXPECT_EQ(status.message(), "sending: a kernel failed");
+    EXPECT_EQ(status.GetPayload("recovery"), absl::Cord("restart"));
+  }
 }
 
 TEST_F(NcclGroupTest, ASlowBucketIsCutAtItsDeadline) {

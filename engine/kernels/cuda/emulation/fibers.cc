@@ -1,7 +1,5 @@
 #include "engine/kernels/cuda/emulation/fibers.h"
 
-#include <ucontext.h>
-
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -21,7 +19,34 @@ extern "C" {
 [[gnu::weak]] void* __tsan_create_fiber(unsigned flags);
 [[gnu::weak]] void __tsan_destroy_fiber(void* fiber);
 [[gnu::weak]] void __tsan_switch_to_fiber(void* fiber, unsigned flags);
+// AddressSanitizer's; a fiber never returns from its last frames, whose guards would stay on its stack.
+[[gnu::weak]] void __asan_unpoison_memory_region(const volatile void* from, size_t bytes);
+// Leaves this stack, with its pointer in *from, for another that was left in the same way. glibc's swapcontext does the
+// same and asks the kernel for the signal mask besides, which is most of an emulated kernel's time.
+void lockstep_emulation_switch(void** from, void* to);
 }
+asm(R"(
+.text
+.globl lockstep_emulation_switch
+.type lockstep_emulation_switch, @function
+lockstep_emulation_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size lockstep_emulation_switch, .-lockstep_emulation_switch
+)");
 
 namespace lockstep::emulation {
 namespace {
@@ -57,7 +82,7 @@ struct Copy {
 };
 
 struct Fiber {
-  ucontext_t context = {};
+  void* sp = nullptr;  // where it was left
   std::unique_ptr<char[]> stack;
   void* tsan = nullptr;
   bool done = false;
@@ -94,7 +119,7 @@ class Block {
   Fiber& Current() { return fibers_[current_]; }
 
  private:
-  static void Enter(unsigned low, unsigned high);
+  static void Enter();
   // Whether this thread was the last, for whom the others wait.
   bool Wait(Barrier& barrier, unsigned expected);
   bool WaitWarp(Warp& warp, unsigned mask);
@@ -109,7 +134,7 @@ class Block {
   std::vector<Fiber>& fibers_;
   std::vector<Warp> warps_;
   Barrier barrier_;
-  ucontext_t scheduler_ = {};
+  void* scheduler_ = nullptr;  // where it was left
   void* tsan_scheduler_ = nullptr;
   unsigned current_ = 0;
   unsigned live_ = 0;
@@ -128,10 +153,21 @@ std::vector<unsigned> Turns(unsigned count, std::mt19937& random) {
   return turns;
 }
 
-void Block::Enter(unsigned low, unsigned high) {
-  Block* block = std::bit_cast<Block*>(uint64_t{low} | (uint64_t{high} << 32));
+void Block::Enter() {
+  Block* const block = running;
   block->body_(block->block_, block->current_);
   block->Finish();
+}
+
+// A stack that lockstep_emulation_switch enters `function` from: six registers, the address, and the place of a
+// caller's own, at which a stack is 16 bytes aligned.
+void* FreshStack(char* stack, void (*function)()) {
+  if (__asan_unpoison_memory_region != nullptr) __asan_unpoison_memory_region(stack, kStackBytes);
+  const uintptr_t top = reinterpret_cast<uintptr_t>(stack + kStackBytes) / 16 * 16;
+  auto* const words = reinterpret_cast<uintptr_t*>(top) - 8;
+  std::fill_n(words, 8, uintptr_t{0});
+  words[6] = reinterpret_cast<uintptr_t>(function);
+  return words;
 }
 
 void Block::Run(std::mt19937& random) {
@@ -144,13 +180,7 @@ void Block::Run(std::mt19937& random) {
     fiber.done = fiber.awaited = false;
     if (fiber.stack == nullptr) fiber.stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
     if (__tsan_create_fiber != nullptr) fiber.tsan = __tsan_create_fiber(0);
-    LOCKSTEP_CHECK(getcontext(&fiber.context) == 0, "the emulation cannot make a fiber");
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = nullptr;
-    const uint64_t self = std::bit_cast<uint64_t>(this);
-    makecontext(&fiber.context, reinterpret_cast<void (*)()>(&Block::Enter), 2, static_cast<unsigned>(self),
-                static_cast<unsigned>(self >> 32));
+    fiber.sp = FreshStack(fiber.stack.get(), &Block::Enter);
   }
   bool first = true;
   while (live_ > 0) {
@@ -171,14 +201,14 @@ void Block::SwitchTo(unsigned thread) {
   resume_(thread);
   if (__tsan_switch_to_fiber != nullptr) __tsan_switch_to_fiber(fibers_[thread].tsan, 0);
   races::RunThread(thread, fibers_[thread].stack.get(), kStackBytes);
-  swapcontext(&scheduler_, &fibers_[thread].context);
+  lockstep_emulation_switch(&scheduler_, fibers_[thread].sp);
   races::RunThread(0, nullptr, 0);
 }
 
 void Block::Yield() {
   const unsigned self = current_;
   if (__tsan_switch_to_fiber != nullptr) __tsan_switch_to_fiber(tsan_scheduler_, 0);
-  swapcontext(&fibers_[self].context, &scheduler_);
+  lockstep_emulation_switch(&fibers_[self].sp, scheduler_);
 }
 
 void Block::Finish() {
