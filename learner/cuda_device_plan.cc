@@ -12,6 +12,8 @@
 #include "engine/cuda/errors/device_check.h"
 #include "engine/cuda/owned_gemm.h"
 #include "engine/cuda/serving.h"
+#include "engine/cuda/set_writer.h"
+#include "weight_sync/bucket_plan.h"
 
 namespace lockstep {
 namespace {
@@ -25,22 +27,28 @@ Numerics NumericsOf(const DevicePlanInputs& in) {
 // Rounded up to a power of two, as weight_sync/comm_device.h does.
 uint64_t StagingBytes(uint64_t bytes) { return std::bit_ceil(bytes); }
 
-// Of one process with the transport of weight updates: NCCL has a bucket on either side, IPC two on the sender's.
-uint64_t TransportBytes(const DevicePlanInputs& in, bool sends) {
-  if (!in.updates) return 0;
-  const uint64_t weights = cuda::DeviceWeights::Bytes(in.model, in.rollout_dtype);
-  const uint64_t bucket = StagingBytes(std::min(uint64_t{in.config.weight_sync().bucket_mib()} << 20, weights));
-  const std::string& transport = in.config.weight_sync().transport();
-  if (transport == "nccl") return bucket;
-  return transport == "ipc" && sends ? 2 * bucket : 0;
-}
-
-bool HasTransport(const DevicePlanInputs& in) {
+bool StaysOnDevices(const DevicePlanInputs& in) {
   const std::string& transport = in.config.weight_sync().transport();
   return in.updates && (transport == "nccl" || transport == "ipc");
 }
 
-ProcessMemory Rank(const DevicePlanInputs& in) {
+// The buckets of an update in the sender's memory, one after the other.
+uint64_t ImageBytes(const DevicePlanInputs& in) {
+  return static_cast<uint64_t>(ParamLayout(in.model).total_size) * DTypeSize(in.rollout_dtype);
+}
+
+// What a server takes for an update beside the set that it fills.
+absl::StatusOr<uint64_t> ReceiverBytes(const DevicePlanInputs& in) {
+  const uint64_t bucket = uint64_t{in.config.weight_sync().bucket_mib()} << 20;
+  const auto plan = MakeBucketPlan(ParamLayout(in.model), in.rollout_dtype, bucket);
+  if (!plan.ok()) return plan.status();
+  std::vector<cuda::ImagePiece> pieces;
+  for (const Bucket& cut : plan->buckets) pieces.push_back({cut.begin, cut.bytes});
+  return cuda::SetWriter::Bytes(in.model, in.rollout_dtype, pieces);
+}
+
+// sends: the updates, as rank 0 does.
+ProcessMemory Rank(const DevicePlanInputs& in, bool sends) {
   const uint64_t weights = cuda::DeviceWeights::Bytes(in.model, in.learner_dtype);
   const bool lora = in.adapter_elements > 0;
   const auto size = lora ? in.adapter_elements : cuda::ArenaLayout(in.model).size;
@@ -61,6 +69,7 @@ ProcessMemory Rank(const DevicePlanInputs& in) {
                                            in.config.learner().activation_recompute(), in.config.lora().rank())});
   rank.pools.push_back({"scratch", optimizer - 4 * floats + decoder + cuda::GemmBytes(NumericsOf(in))});
   if (in.staged_bytes > 0) rank.pools.push_back({"staging", StagingBytes(in.staged_bytes)});
+  if (sends && StaysOnDevices(in)) rank.pools.push_back({"update image", ImageBytes(in)});
   rank.pools.push_back({"context", kContextBytes});
   return rank;
 }
@@ -97,6 +106,11 @@ absl::StatusOr<ProcessMemory> Server(const DevicePlanInputs& in, uint64_t free_b
     const bool older = in.config.algorithm().max_staleness() > 0 && in.config.weight_sync().in_flight() == "finish";
     if (older) server.pools.push_back({"older weights", 2 * weights});
   }
+  if (StaysOnDevices(in)) {
+    const auto bytes = ReceiverBytes(in);
+    if (!bytes.ok()) return bytes.status();
+    server.pools.push_back({"staging", *bytes});
+  }
   server.pools.push_back(
       {"KV cache", static_cast<uint64_t>(*pages) * cuda::DeviceKv::BytesPerPage(in.model, in.rollout_dtype)});
   server.pools.push_back({"scratch", made + cuda::ServingStepBytes(shape, in.routing_bytes > 0)});
@@ -131,12 +145,6 @@ class Devices {
     (*plan)->processes.push_back(std::move(process));
     return absl::OkStatus();
   }
-  // With the buffers of weight updates, which are on the process's own device.
-  absl::Status AddWithTransport(const DevicePlanInputs& in, int device, bool sends, ProcessMemory process) {
-    const MemoryPool buffers = {"staging", HasTransport(in) ? TransportBytes(in, sends) : 0};
-    if (buffers.bytes > 0) process.pools.push_back(buffers);
-    return Add(device, std::move(process));
-  }
   DevicePlan Take() {
     DevicePlan plan;
     for (auto& [device, memory] : devices_) {
@@ -169,8 +177,7 @@ absl::Status AddServers(const DevicePlanInputs& in, int first_number, Devices* d
           absl::StrCat("memory: CUDA device ", device, " (", (*plan)->name, "), ", GiBText((*plan)->free_bytes),
                        " GiB free, ", GiBText(taken), " planned for other processes: ", server.status().message()));
     }
-    absl::Status status = devices->AddWithTransport(in, device, /*sends=*/false, *std::move(server));
-    if (!status.ok()) return status;
+    if (absl::Status status = devices->Add(device, *std::move(server)); !status.ok()) return status;
   }
   return absl::OkStatus();
 }
@@ -187,10 +194,7 @@ absl::StatusOr<DevicePlan> PlanCudaDevices(const DevicePlanInputs& in) {
     if (absl::Status status = AddServers(in, ranks, &devices); !status.ok()) return status;
   }
   for (int rank = 0; in.trains && rank < ranks; ++rank) {
-    const int device = cuda::DeviceOfProcess(rank);
-    // Rank 0 sends the updates.
-    absl::Status status =
-        rank == 0 ? devices.AddWithTransport(in, device, /*sends=*/true, Rank(in)) : devices.Add(device, Rank(in));
+    absl::Status status = devices.Add(cuda::DeviceOfProcess(rank), Rank(in, /*sends=*/rank == 0));
     if (!status.ok()) return status;
   }
   return devices.Take();

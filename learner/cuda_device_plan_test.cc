@@ -215,21 +215,33 @@ TEST_F(CudaDevicePlanTest, ACacheWithoutASizeIsHalfOfWhatIsLeftAndHoldsASequence
               "lower rollout.max_tokens"});
 }
 
-TEST_F(CudaDevicePlanTest, BuffersOfUpdatesLieOnTheirProcessDevice) {
+TEST_F(CudaDevicePlanTest, WhatUpdatesTakeLiesOnTheirProcessDevice) {
   DevicePlanInputs in = SomeInputs();
-  in.config.mutable_weight_sync()->set_transport("ipc");
   DevicePlan plan = Plan(in);
-  EXPECT_EQ(Pool(plan.devices[0], "learner", "staging"), 2 * 64 * kMiB) << "two slots of the sender, powers of two";
+  EXPECT_EQ(Pool(plan.devices[0], "learner", "update image"), 0u) << "over the host";
   EXPECT_EQ(Pool(plan.devices[0], "rollout server", "staging"), 0u);
-  in.config.mutable_weight_sync()->set_transport("nccl");
+  const uint64_t image = 2 * static_cast<uint64_t>(ParamLayout(in.model).total_size);
+  for (const char* const transport : {"ipc", "nccl"}) {
+    in.config.mutable_weight_sync()->set_transport(transport);
+    emulation::TheDevices().count = 1;
+    plan = Plan(in);
+    EXPECT_EQ(Pool(plan.devices[0], "learner", "update image"), image);
+    const uint64_t digests = Pool(plan.devices[0], "rollout server", "staging");
+    EXPECT_GE(digests, image / 512) << "8 bytes a block of 4,096, and every bucket lies in place";
+    EXPECT_LE(digests, image / 512 + 8 * (image / (48 * kMiB) + 1));
+    emulation::TheDevices().count = 2;
+    plan = Plan(in);
+    EXPECT_EQ(Pool(plan.devices[0], "learner", "update image"), image);
+    EXPECT_EQ(Pool(plan.devices[1], "rollout server", "staging"), digests);
+  }
+  in.config.mutable_learner()->set_world_size(2);
   plan = Plan(in);
-  EXPECT_EQ(Pool(plan.devices[0], "learner", "staging"), 64 * kMiB);
-  EXPECT_EQ(Pool(plan.devices[0], "rollout server", "staging"), 64 * kMiB);
-  emulation::TheDevices().count = 2;
+  EXPECT_EQ(Pool(plan.devices[1], "learner", "update image"), 0u) << "rank 0 sends";
+  in.model.head_dim = 16;  // a bias of 288 elements: what is behind it lies elsewhere than in the image
   plan = Plan(in);
-  EXPECT_EQ(Pool(plan.devices[0], "learner", "staging"), 64 * kMiB);
-  EXPECT_EQ(Pool(plan.devices[0], "rollout server", "staging"), 0u);
-  EXPECT_EQ(Pool(plan.devices[1], "rollout server", "staging"), 64 * kMiB);
+  EXPECT_GT(Pool(plan.devices[0], "rollout server", "staging"), 2 * 47 * kMiB) << "two buckets";
+  in.updates = false;
+  EXPECT_EQ(Pool(Plan(in).devices[0], "learner", "update image"), 0u);
 }
 
 TEST_F(CudaDevicePlanTest, WithoutADeviceAndForAModelWithoutKernelsTheLineIsTheEngines) {

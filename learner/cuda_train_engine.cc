@@ -11,6 +11,8 @@
 #include "engine/cuda/device_decoder.h"
 #include "engine/cuda/device_optimizer.h"
 #include "engine/cuda/device_weights.h"
+#include "engine/cuda/wire_image.h"
+#include "weight_sync/device_params.h"
 
 namespace lockstep {
 namespace {
@@ -18,7 +20,7 @@ namespace {
 // Floats of a reference's arena that are broadcast at a time.
 constexpr int64_t kBroadcastPiece = int64_t{8} << 20;
 
-class CudaTrainEngine final : public TrainEngine {
+class CudaTrainEngine final : public TrainEngine, private DeviceParams {
  public:
   CudaTrainEngine(const TrainEngineOptions& options, cuda::OwnedGemm gemm)
       : options_(options), gemm_(std::move(gemm)) {}
@@ -46,9 +48,11 @@ class CudaTrainEngine final : public TrainEngine {
   ParamSource params() const override {
     return lora_ == nullptr ? ParamSource(masters_.As<float>()) : ParamSource(merged_.get());
   }
+  const DeviceParams* device_params() const override { return this; }
   const LoraBase* lora() const override { return lora_.get(); }
 
  private:
+  absl::Status WriteImage(const BucketPlan& plan, void* image) const override;
   absl::Status CreateLora();
   // Memory of the host that nothing has asked for yet is not there.
   float* HostArena(Buffer& arena) {
@@ -215,6 +219,17 @@ absl::Status CudaTrainEngine::Store(TrainArrays what) {
   }
   if (!status.ok()) return status;
   return Refresh();
+}
+
+// Of the masters, or with LoRA of the merged weights, which the compute copy has as the host does.
+absl::Status CudaTrainEngine::WriteImage(const BucketPlan& plan, void* image) const {
+  const cuda::WireMap map(weights_->layout());
+  LOCKSTEP_CHECK(plan.total_bytes == static_cast<uint64_t>(map.elements()) * DTypeSize(plan.dtype),
+                 "an update's plan is of this model");
+  absl::Status status =
+      lora_ == nullptr ? cuda::WriteImage(map.runs(), DType::kF32, optimizer_->master(), plan.dtype, image, stream_)
+                       : cuda::WriteImage(map.runs(), options_.dtype, weights_->arena(), plan.dtype, image, stream_);
+  return status.ok() ? stream_.Wait("rounding the weights for an update") : status;
 }
 
 absl::Status CudaTrainEngine::CaptureReference() {

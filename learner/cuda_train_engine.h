@@ -1,5 +1,6 @@
 // Training on a GPU, over engine/cuda: weights, gradient, masters and moments in device memory, and forward, backward,
-// norm and AdamW there. The host has copies of the state only where a checkpoint, a publication or LoRA asks for them.
+// norm and AdamW there. The host has copies of the state only where a checkpoint, an update over the host or LoRA asks
+// for them; what updates by nccl or ipc send is rounded on the device (device_params).
 //
 // LoRA: adapters are trained on the device and merged on the host, from the base's files, as the CPU does; the merged
 // parameters then go to the device. The bits of the merged weights are the CPU's.

@@ -15,6 +15,8 @@
 #include "engine/kernels/cuda/emulation/runtime.h"
 #include "learner/trainer.h"
 #include "learner/trainer_test_util.h"
+#include "learner/update_source.h"
+#include "weight_sync/bucket_plan.h"
 
 namespace lockstep {
 namespace {
@@ -118,6 +120,91 @@ TEST_F(CudaTrainEngineTest, HalfPrecisionTrainingLearnsItsSamples) {
   EXPECT_LT(last, 0.6 * first);
 }
 
+// Every kind of model: an arena of the device has its parameters elsewhere than an update.
+std::vector<ModelConfig> Families() {
+  ModelConfig dense = Options(DType::kF32).config;  // tied, with bias
+  ModelConfig normed = dense;
+  normed.architecture = "Qwen3ForCausalLM";
+  normed.qkv_bias = false;
+  normed.qk_norm = true;
+  normed.tie_word_embeddings = false;
+  ModelConfig experts = normed;
+  experts.architecture = "Qwen3MoeForCausalLM";
+  experts.num_experts = 4;
+  experts.experts_per_token = 2;
+  experts.moe_intermediate_size = 20;
+  return {dense, normed, experts};
+}
+
+// The image of an update as the device writes it, and as the host does.
+std::vector<char> DeviceImage(const DeviceParams& params, const BucketPlan& plan) {
+  std::vector<char> image(plan.total_bytes + 8, 0x5A);
+  const absl::Status status = params.WriteImage(plan, image.data());
+  EXPECT_TRUE(status.ok()) << status;
+  for (size_t i = plan.total_bytes; i < image.size(); ++i) EXPECT_EQ(image[i], 0x5A) << "behind the image";
+  image.resize(plan.total_bytes);
+  return image;
+}
+std::vector<char> HostImage(const ParamSource& params, const BucketPlan& plan) {
+  std::vector<char> image(plan.total_bytes);
+  for (const Bucket& bucket : plan.buckets) {
+    char* const wire = image.data() + bucket.begin;
+    if (params.weights != nullptr) {
+      LoadBucket(plan, bucket, *params.weights, wire);
+    } else {
+      RoundBucket(plan, bucket, params.arena, wire);
+    }
+  }
+  return image;
+}
+
+TEST_F(CudaTrainEngineTest, WhatTheDeviceWritesForAnUpdateHasTheBitsOfTheHost) {
+  for (const ModelConfig& config : Families()) {
+    TrainerOptions options = Options(DType::kF16);
+    options.config = config;
+    auto trainer = MakeFreshTrainer(options, single_.get(), OnDevice);
+    ASSERT_TRUE(trainer->Step(MakeSamples(8), 2).ok());
+    ASSERT_NE(trainer->device_params(), nullptr);
+    for (const DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
+      const BucketPlan plan = *MakeBucketPlan(ParamLayout(config), dtype, 3000);
+      const std::vector<char> image = DeviceImage(*trainer->device_params(), plan);
+      ASSERT_TRUE(trainer->Fetch(TrainArrays::kMasters).ok());
+      EXPECT_TRUE(image == HostImage(trainer->params(), plan)) << config.architecture << " " << DTypeName(dtype);
+    }
+  }
+}
+
+TEST_F(CudaTrainEngineTest, AnUpdateReadsTheHostOnlyWhereItIsAskedFor) {
+  const auto cpu = MakeFreshTrainer(Options(DType::kF16), single_.get(), MakeCpuTrainEngine);
+  EXPECT_EQ(UpdateSource(cpu.get()).source().device, nullptr);
+  const auto trainer = MakeFreshTrainer(Options(DType::kF16), single_.get(), OnDevice);
+  ASSERT_TRUE(trainer->Step(MakeSamples(8), 1).ok());
+  UpdateSource values(trainer.get());
+  const PublishSource source = values.source();
+  const BucketPlan plan = *MakeBucketPlan(ParamLayout(Options(DType::kF16).config), DType::kF16, 3000);
+  ASSERT_NE(source.device, nullptr);
+  const std::vector<char> image = DeviceImage(*source.device, plan);
+  EXPECT_FALSE(image == HostImage(trainer->params(), plan)) << "the host has what it had before the step";
+  const auto on_host = source.host();
+  ASSERT_TRUE(on_host.ok()) << on_host.status();
+  EXPECT_TRUE(image == HostImage(*on_host, plan));
+  EXPECT_TRUE(values.status().ok());
+}
+
+TEST_F(CudaTrainEngineTest, ADeviceThatIsLostDuringAnUpdateIsToldFromServersThatAre) {
+  const auto trainer = MakeFreshTrainer(Options(DType::kF16), single_.get(), OnDevice);
+  const BucketPlan plan = *MakeBucketPlan(ParamLayout(Options(DType::kF16).config), DType::kF16, 3000);
+  std::vector<char> image(plan.total_bytes);
+  UpdateSource values(trainer.get());
+  const PublishSource source = values.source();
+  emulation::FailWork(0, cudaErrorLaunchFailure);
+  const absl::Status written = source.device->WriteImage(plan, image.data());
+  EXPECT_FALSE(written.ok());
+  EXPECT_EQ(values.status(), written);
+  EXPECT_FALSE(source.host().ok());
+  emulation::FailWork(0, cudaSuccess);
+}
+
 TEST_F(CudaTrainEngineTest, AdaptersAreTrainedAndMergedAsOnTheCpu) {
   TrainerOptions options = Options(DType::kF32);
   options.lora.config.set_rank(4);
@@ -140,6 +227,11 @@ TEST_F(CudaTrainEngineTest, AdaptersAreTrainedAndMergedAsOnTheCpu) {
     adapters.push_back(Copy((*trainer)->arena(), (*trainer)->arena_size()));
     merged.emplace_back(base.size());
     (*trainer)->params().weights->CopyToArena(merged.back().data());
+    if ((*trainer)->device_params() == nullptr) continue;
+    for (const DType dtype : {DType::kF16, DType::kF32}) {
+      const BucketPlan plan = *MakeBucketPlan(ParamLayout(options.config), dtype, 3000);
+      EXPECT_TRUE(DeviceImage(*(*trainer)->device_params(), plan) == HostImage((*trainer)->params(), plan));
+    }
   }
   EXPECT_LT(Distance(adapters[1].data(), adapters[0].data(), static_cast<int64_t>(adapters[0].size())), 2e-4);
   EXPECT_LT(Distance(merged[1].data(), merged[0].data(), static_cast<int64_t>(merged[0].size())), 2e-5);

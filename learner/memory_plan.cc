@@ -92,8 +92,11 @@ absl::StatusOr<ProcessMemory> TrainingLearner(const MemoryInputs& in) {
                                                            in.config.learner().activation_recompute())});
   }
   if (in.mode == LearnerMode::kReinforce) {
-    // The version that is published, and the one before it until it is.
-    pools.push_back({"weight snapshots", 2 * params * DTypeSize(in.rollout_dtype)});
+    const std::string& transport = in.config.weight_sync().transport();
+    if (on_host || (transport != "nccl" && transport != "ipc")) {
+      // The version that is published, and the one before it until it is. Else they are on the device.
+      pools.push_back({"weight snapshots", 2 * params * DTypeSize(in.rollout_dtype)});
+    }
     const uint64_t samples = uint64_t{in.config.trainer().prompts_per_step()} * in.config.rollout().n() *
                              (1 + in.config.algorithm().max_staleness());
     const auto routing = RoutingRowBytes(in.config.learner().router_replay(), in.model);

@@ -119,6 +119,20 @@ TEST(MemoryPlanTest, ProcessesElsewhereAndModesThatDoNotTrainTakeLess) {
   EXPECT_EQ(Pool(*PlanMemory(inputs), "rollout server", "shadow weights"), 0u);
 }
 
+TEST(MemoryPlanTest, UpdatesThatStayOnDevicesHaveNoSnapshotOnTheHost) {
+  MemoryInputs inputs = SomeInputs();
+  const auto snapshots = [&inputs](const std::string& device, const std::string& transport) {
+    inputs.config.set_device(device);
+    inputs.config.mutable_weight_sync()->set_transport(transport);
+    return Pool(*PlanMemory(inputs), "learner", "weight snapshots");
+  };
+  const uint64_t two = 4 * static_cast<uint64_t>(ParamLayout(inputs.model).total_size);
+  EXPECT_EQ(snapshots("cpu", "nccl"), two);
+  EXPECT_EQ(snapshots("cuda", "gloo"), two);
+  EXPECT_EQ(snapshots("cuda", "nccl"), 0u);
+  EXPECT_EQ(snapshots("cuda", "ipc"), 0u);
+}
+
 TEST(MemoryPlanTest, WhatDoesNotFitIsRefusedInOneLineWithWhatToChange) {
   MemoryInputs inputs = SomeInputs();
   inputs.config.mutable_learner()->set_micro_batch_tokens(1 << 20);

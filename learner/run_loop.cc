@@ -10,6 +10,7 @@
 #include "engine/base/log.h"
 #include "learner/sampling.h"
 #include "learner/step_figures.h"
+#include "learner/update_source.h"
 
 namespace lockstep {
 namespace {
@@ -362,10 +363,10 @@ absl::Status RunLoop::PublishWeights(v1::StepSummary* summary) {
   if (summary->skipped()) return absl::OkStatus();  // the weights are as they were
   parts_.monitor->Publish([](v1::RunStatus& status) { status.set_phase(v1::RUN_PHASE_WEIGHT_SYNC); });
   const absl::Time start = absl::Now();
-  if (absl::Status status = parts_.trainer->Fetch(TrainArrays::kMasters); !status.ok()) return status;
   const std::vector<std::string> addresses = parts_.rollouts->LiveAddresses();
-  const auto report =
-      parts_.publisher->Publish(parts_.epoch, position_.weight_version, parts_.trainer->params(), addresses);
+  UpdateSource values(parts_.trainer);
+  const auto report = parts_.publisher->Publish(parts_.epoch, position_.weight_version, values.source(), addresses);
+  if (!values.status().ok()) return values.status();
   std::vector<std::string> updated;
   if (report.ok()) {
     for (const ServerUpdate& server : report->servers) {

@@ -345,6 +345,7 @@ const LowRankLayout* Trainer::lora() const {
   return lora == nullptr ? nullptr : &lora->layout();
 }
 ParamSource Trainer::params() const { return impl_->engine->params(); }
+const DeviceParams* Trainer::device_params() const { return impl_->engine->device_params(); }
 absl::Status Trainer::Fetch(TrainArrays what) { return impl_->engine->Fetch(what); }
 absl::Status Trainer::RefreshWeights() { return impl_->engine->Store(TrainArrays::kMasters); }
 const float* Trainer::gradients() const { return impl_->engine->gradients(); }

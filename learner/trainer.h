@@ -107,6 +107,8 @@ class Trainer {
   const LowRankLayout* lora() const;
   // All parameters as rollout servers and checkpoints need them: the masters, or with LoRA the merged weights.
   ParamSource params() const;
+  // The same on a device, as of now and without a Fetch; null: the host has them.
+  const DeviceParams* device_params() const;
   // Rounds the compute copy from the masters, or merges the adapters into it.
   absl::Status RefreshWeights();
   // With algorithm.kl_beta > 0: the reference is the weights of now, until the next call.

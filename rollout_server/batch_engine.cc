@@ -9,7 +9,7 @@
 
 namespace lockstep {
 BatchEngine::BatchEngine(const BatchEngineOptions& options, std::unique_ptr<StepBackend> backend,
-                         std::shared_ptr<const Weights> weights, RolloutMetrics* metrics)
+                         std::shared_ptr<const WeightSet> weights, RolloutMetrics* metrics)
     : options_(options),
       backend_(std::move(backend)),
       metrics_(metrics),
@@ -93,7 +93,7 @@ void BatchEngine::Execute(const StepPlan& plan) {
   last_weights_id_ = plan.weights_id;
   if (absl::Status status = PlacePages(plan); !status.ok()) return Fail(std::move(status));
   // The sequences of a step have one weight set; hold it, since the last of them may finish.
-  const std::shared_ptr<const Weights> weights = sequences_[plan.entries.front().sequence]->weights;
+  const std::shared_ptr<const WeightSet> weights = sequences_[plan.entries.front().sequence]->weights;
   FillBatch(plan, *weights);
   const bool wants_routing = std::any_of(plan.entries.begin(), plan.entries.end(), [this](const BatchEntry& entry) {
     return sequences_[entry.sequence]->group->routing_row_bytes > 0;
@@ -106,7 +106,7 @@ void BatchEngine::Execute(const StepPlan& plan) {
   TakeDraws();
 }
 
-void BatchEngine::FillBatch(const StepPlan& plan, const Weights& weights) {
+void BatchEngine::FillBatch(const StepPlan& plan, const WeightSet& weights) {
   batch_.tokens.clear();
   batch_.positions.clear();
   batch_.sequences.clear();

@@ -40,8 +40,6 @@ absl::StatusOr<InFlight> ParseInFlight(const std::string& name);
 
 // Tokens of a sample that are gathered before they are sent; the end of the sample sends what there is.
 inline constexpr size_t kChunkTokens = 16;
-// Weight sets in memory under `finish`: the current one and two older ones.
-inline constexpr size_t kMaxWeightSets = 3;
 // Groups whose highest attempt is remembered, for the refusal of late lower ones.
 inline constexpr size_t kMaxRememberedGroups = 65536;
 
@@ -68,7 +66,7 @@ class BatchEngine {
  public:
   // `weights` is the first current set, which the backend has prepared. metrics outlives the engine.
   BatchEngine(const BatchEngineOptions& options, std::unique_ptr<StepBackend> backend,
-              std::shared_ptr<const Weights> weights, RolloutMetrics* metrics);
+              std::shared_ptr<const WeightSet> weights, RolloutMetrics* metrics);
   ~BatchEngine();
 
   // A group that passed CheckGroup. Refused (by a message to the sink) when the weights are older than it asks for or
@@ -80,9 +78,9 @@ class BatchEngine {
   void Close(const ResultSink* sink);
   // Refused unless `weights` has the shape and dtype of the first set. Of any thread: what it does needs no pause of
   // SwitchWeights, which does it where it has not been called.
-  absl::Status Prepare(const std::shared_ptr<const Weights>& weights) const;
+  absl::Status Prepare(const std::shared_ptr<const WeightSet>& weights) const;
   // Refused unless Prepare takes `weights` and its (epoch, version) is greater than the current set's.
-  absl::Status SwitchWeights(std::shared_ptr<const Weights> weights, InFlight in_flight);
+  absl::Status SwitchWeights(std::shared_ptr<const WeightSet> weights, InFlight in_flight);
 
   // One engine step. False: nothing could be computed.
   bool Step();
@@ -92,19 +90,19 @@ class BatchEngine {
 
   EngineStats stats() const;
   int64_t free_pages() const { return cache_.free_pages(); }
-  const Weights& current_weights() const { return *current_; }
+  const WeightSet& current_weights() const { return *current_; }
 
  private:
   using SequencePtr = std::unique_ptr<Sequence>;
 
   StepPlan NextPlan();
   void FillViews();
-  uint64_t WeightsId(const Weights* weights) const;
+  uint64_t WeightsId(const WeightSet* weights) const;
   void ForgetUnusedWeights();
 
   void Execute(const StepPlan& plan);
   absl::Status PlacePages(const StepPlan& plan);
-  void FillBatch(const StepPlan& plan, const Weights& weights);
+  void FillBatch(const StepPlan& plan, const WeightSet& weights);
   // Ends everything that runs; `status` is the backend's.
   void Fail(absl::Status status);
   // The samples that one prefill will serve start with one weight set.
@@ -148,8 +146,8 @@ class BatchEngine {
   absl::Status failure_;
 
   std::vector<SequencePtr> sequences_;  // by age, oldest first
-  std::shared_ptr<const Weights> current_;
-  std::vector<std::pair<std::shared_ptr<const Weights>, uint64_t>> weight_sets_;  // oldest first, with their ids
+  std::shared_ptr<const WeightSet> current_;
+  std::vector<std::pair<std::shared_ptr<const WeightSet>, uint64_t>> weight_sets_;  // oldest first, with their ids
   uint64_t next_weights_id_ = 1;
   uint64_t last_weights_id_ = 0;
   uint64_t next_group_ = 1;

@@ -128,7 +128,7 @@ void BatchEngine::Close(const ResultSink* sink) {
   full_since_.erase(sink);
 }
 
-absl::Status BatchEngine::Prepare(const std::shared_ptr<const Weights>& weights) const {
+absl::Status BatchEngine::Prepare(const std::shared_ptr<const WeightSet>& weights) const {
   if (weights->config.Hash() != config_.Hash() || weights->dtype != dtype_) {
     return absl::InvalidArgumentError(absl::StrCat("weights of model ", weights->config.Hash(), " in ",
                                                    std::string(DTypeName(weights->dtype)), " do not fit model ",
@@ -137,7 +137,7 @@ absl::Status BatchEngine::Prepare(const std::shared_ptr<const Weights>& weights)
   return backend_->Prepare(weights);
 }
 
-absl::Status BatchEngine::SwitchWeights(std::shared_ptr<const Weights> weights, InFlight in_flight) {
+absl::Status BatchEngine::SwitchWeights(std::shared_ptr<const WeightSet> weights, InFlight in_flight) {
   if (!failure_.ok()) return failure_;
   if (absl::Status status = Prepare(weights); !status.ok()) return status;
   const auto held = std::make_pair(current_->epoch, current_->version);
@@ -189,7 +189,7 @@ void BatchEngine::StartAnew(Sequence& sequence) {
   sequence.MoveTo(SequenceState::kWaiting);
 }
 
-uint64_t BatchEngine::WeightsId(const Weights* weights) const {
+uint64_t BatchEngine::WeightsId(const WeightSet* weights) const {
   for (const auto& [set, id] : weight_sets_) {
     if (set.get() == weights) return id;
   }

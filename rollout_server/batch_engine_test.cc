@@ -264,8 +264,8 @@ class LostBackend final : public StepBackend {
   LostBackend(std::unique_ptr<StepBackend> backend, int good) : backend_(std::move(backend)), good_(good) {}
   int64_t num_pages() const override { return backend_->num_pages(); }
   int64_t max_sequence_tokens() const override { return backend_->max_sequence_tokens(); }
-  absl::Status Prepare(const std::shared_ptr<const Weights>& weights) override { return backend_->Prepare(weights); }
-  absl::Status Step(const Weights& weights, const StepInput& input, StepOutput* output) override {
+  absl::Status Prepare(const std::shared_ptr<const WeightSet>& weights) override { return backend_->Prepare(weights); }
+  absl::Status Step(const WeightSet& weights, const StepInput& input, StepOutput* output) override {
     return good_-- > 0 ? backend_->Step(weights, input, output) : absl::InternalError("the device is lost");
   }
   absl::Status CopyPage(int32_t from, int32_t to, int64_t tokens) override {

@@ -22,8 +22,11 @@ class CpuBackend final : public StepBackend {
 
   int64_t num_pages() const override { return storage_.num_pages(); }
   int64_t max_sequence_tokens() const override { return max_sequence_tokens_; }
-  absl::Status Prepare(const std::shared_ptr<const Weights>&) override { return absl::OkStatus(); }
-  absl::Status Step(const Weights& weights, const StepInput& input, StepOutput* output) override;
+  absl::Status Prepare(const std::shared_ptr<const WeightSet>& weights) override {
+    if (dynamic_cast<const Weights*>(weights.get()) != nullptr) return absl::OkStatus();
+    return absl::InvalidArgumentError("a set of weights is not in host memory, where this backend computes");
+  }
+  absl::Status Step(const WeightSet& weights, const StepInput& input, StepOutput* output) override;
   absl::Status CopyPage(int32_t from, int32_t to, int64_t tokens) override {
     storage_.CopyPage(from, to, tokens);
     return absl::OkStatus();
@@ -44,7 +47,10 @@ class CpuBackend final : public StepBackend {
   Sampler sampler_;
 };
 
-absl::Status CpuBackend::Step(const Weights& weights, const StepInput& input, StepOutput* output) {
+absl::Status CpuBackend::Step(const WeightSet& set, const StepInput& input, StepOutput* output) {
+  const auto* const host = dynamic_cast<const Weights*>(&set);
+  LOCKSTEP_CHECK(host != nullptr, "Prepare comes before the steps of a set");
+  const Weights& weights = *host;
   const double begin = SteadySeconds();
   output->routing.clear();
   logits_.Forward(decoder_, weights, input.batch, storage_, input.wants_routing ? &output->routing : nullptr);

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <list>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -18,16 +18,22 @@
 #include "engine/cuda/device_weights.h"
 #include "engine/cuda/mixed_step.h"
 #include "engine/cuda/serving.h"
+#include "rollout_server/cuda_shadow.h"
+#include "rollout_server/reuse_pool.h"
 
 namespace lockstep {
 namespace {
 
-// A set in device memory. `host` is who it is of; once that is gone, the memory is free for the next set.
+using SetMemory = std::shared_ptr<const cuda::DeviceWeights>;
+
+// The copy of a set that the host has; once that is gone, the memory is free for the next set.
 struct PreparedSet {
-  explicit PreparedSet(cuda::DeviceWeights weights) : weights(std::move(weights)) {}
-  std::weak_ptr<const Weights> host;
-  cuda::DeviceWeights weights;
+  std::weak_ptr<const WeightSet> host;
+  SetMemory memory;
 };
+
+// Writers of updates: one, and one that an ended update may not have let go of.
+constexpr size_t kMaxWriters = 2;
 
 cuda::ServingShape ShapeOf(const DeviceBackendOptions& options) {
   return {.config = options.config,
@@ -41,13 +47,21 @@ cuda::ServingShape ShapeOf(const DeviceBackendOptions& options) {
 class CudaBackend final : public StepBackend {
  public:
   CudaBackend(const DeviceBackendOptions& options, cuda::OwnedGemm gemm)
-      : options_(options), shape_(ShapeOf(options)), limits_(cuda::ServingLimitsOf(shape_)), gemm_(std::move(gemm)) {}
+      : options_(options),
+        shape_(ShapeOf(options)),
+        limits_(cuda::ServingLimitsOf(shape_)),
+        gemm_(std::move(gemm)),
+        memories_("sets of weights on the device", kMaxWeightSets + 1),
+        writers_("writers of weight updates", kMaxWriters) {}
   absl::Status Create();
 
   int64_t num_pages() const override { return cache_->num_pages(); }
   int64_t max_sequence_tokens() const override { return options_.max_sequence_tokens; }
-  absl::Status Prepare(const std::shared_ptr<const Weights>& weights) override ABSL_LOCKS_EXCLUDED(mutex_);
-  absl::Status Step(const Weights& weights, const StepInput& input, StepOutput* output) override;
+  absl::Status Prepare(const std::shared_ptr<const WeightSet>& weights) override ABSL_LOCKS_EXCLUDED(mutex_);
+  MakeShadow device_shadow() override {
+    return [this](const BucketPlan& plan, WeightId id) { return BeginShadow(plan, id); };
+  }
+  absl::Status Step(const WeightSet& weights, const StepInput& input, StepOutput* output) override;
   absl::Status CopyPage(int32_t from, int32_t to, int64_t tokens) override {
     if (absl::Status status = UseDevice(); !status.ok()) return status;
     return cache_->CopyPage(from, to, tokens, stream_);
@@ -57,7 +71,12 @@ class CudaBackend final : public StepBackend {
   // A device is a thread's, and calls come from several.
   absl::Status UseDevice() const { return cuda::CudaStatus(cudaSetDevice(options_.device), "choosing the device"); }
   absl::StatusOr<int64_t> PlanPages() const;
-  const cuda::DeviceWeights& Find(const Weights& weights) const ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<std::unique_ptr<Shadow>> BeginShadow(const BucketPlan& plan, WeightId id);
+  // Memory that no set is in and no step reads.
+  absl::StatusOr<std::shared_ptr<cuda::DeviceWeights>> TakeMemory() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Brings a set of the host to the device, unless it is there.
+  absl::Status Upload(const std::shared_ptr<const Weights>& weights) ABSL_LOCKS_EXCLUDED(mutex_);
+  SetMemory Find(const WeightSet& weights) const ABSL_LOCKS_EXCLUDED(mutex_);
   // Whether the step is one of decode rows, each drawn from once.
   bool IsDecodeStep(const StepInput& input) const;
   absl::Status Decode(const cuda::DeviceWeights& weights, const StepInput& input, StepOutput* output);
@@ -78,12 +97,17 @@ class CudaBackend final : public StepBackend {
   std::vector<cuda::SamplingRow> sampling_;
   PagedBatch batch_;
 
-  // Held for a whole Prepare: one set is brought over at a time. A list, since a step reads a set without the lock.
-  mutable std::mutex prepare_mutex_;
+  // Memory is not freed while the backend lives, so that graphs, which are an arena's, stay good for the next set in
+  // it.
+  ReusePool<cuda::DeviceWeights> memories_;
+  ReusePool<cuda::SetWriter> writers_;
+
+  // Held for a whole Upload: one set is brought over at a time.
+  std::mutex upload_mutex_;
   cuda::Stream upload_stream_;
   std::optional<cuda::Staging> staging_;
-  mutable std::mutex mutex_;  // of the list and of each set's host
-  std::list<PreparedSet> sets_ ABSL_GUARDED_BY(mutex_);
+  mutable std::mutex mutex_;
+  std::vector<PreparedSet> sets_ ABSL_GUARDED_BY(mutex_);  // of the host
 };
 
 cuda::SamplingRow SamplingOf(const DrawRequest& request) {
@@ -137,49 +161,75 @@ absl::StatusOr<int64_t> CudaBackend::PlanPages() const {
   return cuda::ServingPages(shape_, options_.kv_cache_mib, memory->free_bytes);
 }
 
-absl::Status CudaBackend::Prepare(const std::shared_ptr<const Weights>& weights) {
-  const std::lock_guard one_at_a_time(prepare_mutex_);
-  if (absl::Status status = UseDevice(); !status.ok()) return status;
-  PreparedSet* target = nullptr;
+absl::StatusOr<std::shared_ptr<cuda::DeviceWeights>> CudaBackend::TakeMemory() {
   {
     const std::lock_guard lock(mutex_);
-    for (PreparedSet& set : sets_) {
-      const std::shared_ptr<const Weights> host = set.host.lock();
-      if (host == weights) return absl::OkStatus();
-      if (host == nullptr) target = &set;
-    }
-    if (target != nullptr) target->host.reset();
+    std::erase_if(sets_, [](const PreparedSet& set) { return set.host.expired(); });
   }
-  if (target == nullptr) {
-    auto made = cuda::DeviceWeights::Allocate(options_.config, options_.dtype, upload_stream_);
+  return memories_.Take([this]() -> absl::StatusOr<std::unique_ptr<cuda::DeviceWeights>> {
+    auto stream = cuda::Stream::Create();
+    if (!stream.ok()) return stream.status();
+    auto made = cuda::DeviceWeights::Allocate(options_.config, options_.dtype, *stream);
     if (!made.ok()) return made.status();
+    // Who writes it does not know of this stream.
+    if (absl::Status status = stream->Wait("clearing device memory"); !status.ok()) return status;
+    return std::make_unique<cuda::DeviceWeights>(*std::move(made));
+  });
+}
+
+absl::Status CudaBackend::Prepare(const std::shared_ptr<const WeightSet>& weights) {
+  if (dynamic_cast<const CudaWeightSet*>(weights.get()) != nullptr) return absl::OkStatus();
+  const auto host = std::dynamic_pointer_cast<const Weights>(weights);
+  if (host == nullptr) return absl::InvalidArgumentError("a set of weights is neither the host's nor this device's");
+  return Upload(host);
+}
+
+absl::Status CudaBackend::Upload(const std::shared_ptr<const Weights>& weights) {
+  const std::lock_guard one_at_a_time(upload_mutex_);
+  {
     const std::lock_guard lock(mutex_);
-    target = &sets_.emplace_back(*std::move(made));
+    for (const PreparedSet& set : sets_) {
+      if (set.host.lock() == weights) return absl::OkStatus();
+    }
   }
-  absl::Status status = target->weights.Load(weights.get(), upload_stream_, *staging_);
-  if (status.ok()) status = upload_stream_.Wait("bringing weights to the device");
+  if (absl::Status status = UseDevice(); !status.ok()) return status;
+  auto memory = TakeMemory();
+  if (!memory.ok()) return memory.status();
+  absl::Status status = (*memory)->Load(weights.get(), upload_stream_, *staging_);
+  const absl::Status done = upload_stream_.Wait("bringing weights to the device");  // also where it failed
+  if (status.ok()) status = done;
   if (!status.ok()) return status;
   const std::lock_guard lock(mutex_);
-  target->host = weights;
+  sets_.push_back({weights, *std::move(memory)});
   return absl::OkStatus();
 }
 
-const cuda::DeviceWeights& CudaBackend::Find(const Weights& weights) const {
-  const std::lock_guard lock(mutex_);
-  for (const PreparedSet& set : sets_) {
-    if (set.host.lock().get() == &weights) return set.weights;
-  }
-  LOCKSTEP_CHECK(false, "Prepare comes before the steps of a set");
-  return sets_.front().weights;
+absl::StatusOr<std::unique_ptr<Shadow>> CudaBackend::BeginShadow(const BucketPlan& plan, WeightId id) {
+  if (absl::Status status = UseDevice(); !status.ok()) return status;
+  auto memory = TakeMemory();
+  if (!memory.ok()) return memory.status();
+  auto writer = writers_.Take(cuda::SetWriter::Create);
+  if (!writer.ok()) return writer.status();
+  return MakeCudaShadow(options_.device, plan, id, *std::move(memory), *std::move(writer));
 }
 
-absl::Status CudaBackend::Step(const Weights& weights, const StepInput& input, StepOutput* output) {
+SetMemory CudaBackend::Find(const WeightSet& weights) const {
+  if (const auto* of_device = dynamic_cast<const CudaWeightSet*>(&weights)) return of_device->memory;
+  const std::lock_guard lock(mutex_);
+  for (const PreparedSet& set : sets_) {
+    if (set.host.lock().get() == &weights) return set.memory;
+  }
+  LOCKSTEP_CHECK(false, "Prepare comes before the steps of a set");
+  return nullptr;
+}
+
+absl::Status CudaBackend::Step(const WeightSet& weights, const StepInput& input, StepOutput* output) {
   if (absl::Status status = UseDevice(); !status.ok()) return status;
   output->draws.resize(input.draws.size());
   output->finite.resize(input.batch.output_rows.size());
   output->routing.clear();
-  const cuda::DeviceWeights& set = Find(weights);
-  return IsDecodeStep(input) ? Decode(set, input, output) : Mix(set, input, output);
+  const SetMemory set = Find(weights);
+  return IsDecodeStep(input) ? Decode(*set, input, output) : Mix(*set, input, output);
 }
 
 bool CudaBackend::IsDecodeStep(const StepInput& input) const {

@@ -16,7 +16,8 @@ namespace lockstep {
 // INVALID_ARGUMENT: a model that the device's kernels do not take. RESOURCE_EXHAUSTED: it does not fit.
 // kv_cache_mib 0: pages for max_decode_rows sequences of max_sequence_tokens, at most half of what the weights, twice,
 // leave free. A set of weights that is not used any more is overwritten by the next one: at most three and one take
-// memory, under `finish`, else two.
+// memory, under `finish`, else two. Updates that fill device memory (device_shadow) take one of these, and what
+// SetWriter::Bytes says.
 absl::StatusOr<std::unique_ptr<StepBackend>> MakeCudaStepBackend(const DeviceBackendOptions& options,
                                                                  cuda::OwnedGemm gemm);
 

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "engine/cuda/device_weights.h"
@@ -12,6 +13,7 @@
 #include "rollout_server/batch_engine.h"
 #include "rollout_server/cpu_backend.h"
 #include "rollout_server/test_support.h"
+#include "weight_sync/bucket_plan.h"
 
 namespace lockstep {
 namespace {
@@ -64,13 +66,30 @@ class CudaBackendTest : public ::testing::Test {
       backend = MakeCpuBackend(weights->config, weights->dtype, setting.pages, ops_.get());
     }
     EXPECT_TRUE(backend->Prepare(weights).ok());
+    backend_ = backend.get();
     return std::make_unique<BatchEngine>(
         BatchEngineOptions{.limits = {.max_decode_rows = setting.rows, .prefill_chunk_tokens = setting.chunk}},
         std::move(backend), std::move(weights), &metrics_);
   }
-  // Groups of all kinds of transforms; `switched` (may be null) becomes current after a few steps.
+  // A set of `weights` that an update has filled where the backend computes.
+  static std::shared_ptr<const WeightSet> Filled(StepBackend& backend, const Weights& weights) {
+    const BucketPlan plan = *MakeBucketPlan(weights.layout, weights.dtype, 5000);
+    auto shadow = backend.device_shadow()(plan, {weights.epoch, weights.version});
+    EXPECT_TRUE(shadow.ok()) << shadow.status();
+    if (!shadow.ok()) return nullptr;
+    const absl::Status filled = (*shadow)->Fill([&](uint64_t bucket, void* memory, uint64_t bytes) {
+      std::string wire(bytes, '\0');  // LoadBucket writes tensors, and a device's memory is none
+      LoadBucket(plan, plan.buckets[bucket], weights, wire.data());
+      std::memcpy(memory, wire.data(), bytes);
+      return absl::OkStatus();
+    });
+    EXPECT_TRUE(filled.ok()) << filled;
+    return (*shadow)->Release();
+  }
+  // Groups of all kinds of transforms; `switched` (may be null) becomes current after a few steps, as the host has it,
+  // or as an update fills it on the device.
   Samples Run(bool on_device, const std::shared_ptr<const Weights>& weights, const Setting& setting,
-              const std::shared_ptr<const Weights>& switched = nullptr) {
+              const std::shared_ptr<const Weights>& switched = nullptr, bool fills_device = false) {
     auto engine = MakeEngine(on_device, weights, setting);
     auto sink = std::make_shared<RecordingSink>();
     for (uint64_t g = 1; g <= 5; ++g) {
@@ -82,7 +101,8 @@ class CudaBackendTest : public ::testing::Test {
     }
     for (int step = 0; step < 7; ++step) EXPECT_TRUE(engine->Step());
     if (switched != nullptr) {
-      EXPECT_TRUE(engine->SwitchWeights(switched, InFlight::kContinue).ok());
+      const std::shared_ptr<const WeightSet> set = fills_device ? Filled(*backend_, *switched) : switched;
+      EXPECT_TRUE(engine->SwitchWeights(set, InFlight::kContinue).ok());
     }
     while (engine->Step()) {
     }
@@ -105,6 +125,7 @@ class CudaBackendTest : public ::testing::Test {
     }
   }
 
+  StepBackend* backend_ = nullptr;  // of the last engine
   std::unique_ptr<Ops> ops_ = MakeCpuOps(Numerics::kMatched, 1);
   MetricsRegistry registry_{"rollout"};
   RolloutMetrics metrics_{&registry_};
@@ -127,6 +148,70 @@ TEST_F(CudaBackendTest, ASwitchInTheMiddleIsTheCpus) {
   ExpectTheSame(device, Run(false, weights, {}, next));
   EXPECT_EQ(device.at(1, 0).versions.back(), 1u);
   EXPECT_EQ(device.at(1, 0).versions.front(), 0u);
+}
+
+TEST_F(CudaBackendTest, AnUpdateThatFillsDeviceMemoryGivesTheTokensOfOneOverTheHost) {
+  for (const ModelConfig& config : {Fitting(TinyConfig()), Fitting(TinyMixtureConfig(4))}) {
+    const auto weights = MakeWeights(config, DType::kF32, 5), next = MakeWeights(config, DType::kF32, 6, 1);
+    const Samples device = Run(true, weights, {}, next, /*fills_device=*/true);
+    ExpectTheSame(device, Run(false, weights, {}, next));
+    EXPECT_EQ(device.at(1, 0).versions.back(), 1u);
+    EXPECT_EQ(device.at(1, 0).versions.front(), 0u);
+  }
+}
+
+TEST_F(CudaBackendTest, UpdatesTakeTurnsInTwoSetsOfMemory) {
+  const ModelConfig config = Fitting(TinyMixtureConfig(4));
+  auto first = MakeWeights(config, DType::kF32, 8);
+  auto backend = MakeCudaStepBackend(OptionsOf(*first, {}), {.workspace = {}, .gemm = cuda::MakeMatchedGemm()});
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  ASSERT_TRUE((*backend)->Prepare(first).ok());
+  std::shared_ptr<const WeightSet> held = Filled(**backend, *MakeWeights(config, DType::kF32, 9, 1));
+  const size_t two = emulation::MemoryInUse();
+  ASSERT_TRUE((*backend)->Prepare(held).ok()) << "it is there";
+  EXPECT_EQ(emulation::MemoryInUse(), two);
+  first.reset();
+  for (uint64_t version = 2; version < 5; ++version) {
+    held = Filled(**backend, *MakeWeights(config, DType::kF32, 8 + version, version));
+    EXPECT_EQ(held->version, version);
+    EXPECT_EQ(emulation::MemoryInUse(), two);
+  }
+  ASSERT_TRUE((*backend)->Prepare(MakeWeights(config, DType::kF32, 20, 6)).ok()) << "one of the host's beside it";
+  EXPECT_EQ(emulation::MemoryInUse(), two);
+}
+
+TEST_F(CudaBackendTest, AnUpdateForWhichThereIsNoMemoryIsRefusedInOneLine) {
+  const ModelConfig config = Fitting(TinyConfig());
+  const auto first = MakeWeights(config, DType::kF32, 8);
+  auto backend = MakeCudaStepBackend(OptionsOf(*first, {}), {.workspace = {}, .gemm = cuda::MakeMatchedGemm()});
+  ASSERT_TRUE((*backend)->Prepare(first).ok());
+  const BucketPlan plan = *MakeBucketPlan(first->layout, DType::kF32, 4096);
+  emulation::SetMemoryLimit(emulation::MemoryInUse() + 1000);
+  EXPECT_EQ((*backend)->device_shadow()(plan, {1, 1}).status().code(), absl::StatusCode::kResourceExhausted);
+  emulation::SetMemoryLimit(std::numeric_limits<size_t>::max());
+  std::vector<std::shared_ptr<const WeightSet>> held;
+  for (uint64_t version = 1; version <= kMaxWeightSets; ++version) {
+    held.push_back(Filled(**backend, *MakeWeights(config, DType::kF32, 8, version)));
+  }
+  EXPECT_EQ((*backend)->device_shadow()(plan, {1, 9}).status(),
+            absl::ResourceExhaustedError("all 4 sets of weights on the device are in use"));
+  held.pop_back();
+  EXPECT_TRUE((*backend)->device_shadow()(plan, {1, 9}).ok());
+}
+
+TEST_F(CudaBackendTest, ASetOfNeitherMemoryIsRefused) {
+  struct Elsewhere : WeightSet {
+    using WeightSet::WeightSet;
+  };
+  const ModelConfig config = Fitting(TinyConfig());
+  const auto first = MakeWeights(config, DType::kF32, 8);
+  auto backend = MakeCudaStepBackend(OptionsOf(*first, {}), {.workspace = {}, .gemm = cuda::MakeMatchedGemm()});
+  const auto set = std::make_shared<const Elsewhere>(config, DType::kF32);
+  EXPECT_EQ((*backend)->Prepare(set).code(), absl::StatusCode::kInvalidArgument);
+  const auto cpu = MakeCpuBackend(config, DType::kF32, 10, ops_.get());
+  EXPECT_EQ(cpu->Prepare(set).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(cpu->Prepare(Filled(**backend, *first)).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(cpu->device_shadow(), nullptr);
 }
 
 TEST_F(CudaBackendTest, HalfPrecisionDoesNotDependOnTheBatch) {

@@ -38,7 +38,7 @@ void DecodeLoop::Post(std::function<void(BatchEngine&)> command) {
   changed_.notify_all();
 }
 
-absl::StatusOr<double> DecodeLoop::Flip(std::shared_ptr<const Weights> weights, const std::string& in_flight,
+absl::StatusOr<double> DecodeLoop::Flip(std::shared_ptr<const WeightSet> weights, const std::string& in_flight,
                                         absl::Duration timeout) {
   const absl::StatusOr<InFlight> policy = ParseInFlight(in_flight);
   if (!policy.ok()) return policy.status();

@@ -32,7 +32,7 @@ class DecodeLoop {
 
   // Makes `weights` current between two steps. Returns the seconds for which decoding stood still; DEADLINE_EXCEEDED
   // leaves the old weights current.
-  absl::StatusOr<double> Flip(std::shared_ptr<const Weights> weights, const std::string& in_flight,
+  absl::StatusOr<double> Flip(std::shared_ptr<const WeightSet> weights, const std::string& in_flight,
                               absl::Duration timeout) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Whether all commands so far are done and no sample is in flight before `timeout` has passed.

@@ -69,7 +69,7 @@ struct Sequence {
   std::shared_ptr<std::string> prompt_routing;
 
   // The weights of the next step; null until the first admission.
-  std::shared_ptr<const Weights> weights;
+  std::shared_ptr<const WeightSet> weights;
   PageTable pages;
   int64_t cached = 0;  // positions whose keys and values are in `pages`
   // Went on over a weight switch with the cache of the old weights; stays set for the sample.

@@ -26,7 +26,7 @@ std::string NewServerId() {
   return absl::StrCat("rollout-", DigestHex(Digest(words, sizeof(words))));
 }
 
-v1::ServerInfo Identity(const RolloutServerOptions& options, const GroupLimits& limits, const Weights& weights,
+v1::ServerInfo Identity(const RolloutServerOptions& options, const GroupLimits& limits, const WeightSet& weights,
                         const std::string& metrics_address) {
   v1::ServerInfo info;
   info.set_server_id(NewServerId());
@@ -44,7 +44,7 @@ v1::ServerInfo Identity(const RolloutServerOptions& options, const GroupLimits& 
 
 absl::StatusOr<std::unique_ptr<RolloutServer>> RolloutServer::Start(const RolloutServerOptions& options,
                                                                     std::unique_ptr<StepBackend> backend,
-                                                                    std::shared_ptr<const Weights> weights) {
+                                                                    std::shared_ptr<const WeightSet> weights) {
   std::unique_ptr<RolloutServer> server(new RolloutServer());
   if (options.metrics_port >= 0) {
     auto metrics_server = MetricsServer::Start(&server->registry_, options.bind, options.metrics_port);
@@ -60,6 +60,7 @@ absl::StatusOr<std::unique_ptr<RolloutServer>> RolloutServer::Start(const Rollou
       .max_position_embeddings = std::min(weights->config.max_position_embeddings, backend->max_sequence_tokens()),
       .kv_cache_tokens = backend->num_pages() * kPageTokens,
       .has_experts = RoutingShape(weights->config).layers > 0};
+  MakeShadow device_shadow = backend->device_shadow();
   const BatchEngineOptions engine_options{.limits = options.limits, .stall_limit_seconds = options.stall_limit_seconds};
   auto engine = std::make_unique<BatchEngine>(engine_options, std::move(backend), weights, &server->metrics_);
   server->loop_ = std::make_unique<DecodeLoop>(std::move(engine), &server->metrics_, options.on_failure);
@@ -69,20 +70,17 @@ absl::StatusOr<std::unique_ptr<RolloutServer>> RolloutServer::Start(const Rollou
   server->service_ = std::make_unique<RolloutService>(
       stream_options, Identity(options, stream_options.limits, *weights, server->metrics_address_), server->loop_.get(),
       &server->metrics_, options.on_drain);
-  server->receiver_ = MakeWeightReceiver(
-      {.config = weights->config,
-       .dtype = weights->dtype,
-       .initial_epoch = weights->epoch,
-       .initial_version = weights->version,
-       .transports = options.transports,
-       .metrics = &server->registry_},
-      [self](std::shared_ptr<const WeightSet> next, const std::string& in_flight) -> absl::StatusOr<double> {
-        auto weights = std::dynamic_pointer_cast<const Weights>(next);
-        if (weights == nullptr) {
-          return absl::InternalError("the switch was given a set that is not in host memory");
-        }
-        return self->loop_->Flip(std::move(weights), in_flight, absl::Seconds(kFlipTimeoutSeconds));
-      });
+  server->receiver_ =
+      MakeWeightReceiver({.config = weights->config,
+                          .dtype = weights->dtype,
+                          .initial_epoch = weights->epoch,
+                          .initial_version = weights->version,
+                          .transports = options.transports,
+                          .device_shadow = std::move(device_shadow),
+                          .metrics = &server->registry_},
+                         [self](std::shared_ptr<const WeightSet> next, const std::string& in_flight) {
+                           return self->loop_->Flip(std::move(next), in_flight, absl::Seconds(kFlipTimeoutSeconds));
+                         });
 
   EnableHealthAndReflection();
   grpc::ServerBuilder builder;

@@ -44,7 +44,7 @@ class RolloutServer {
   // Serves at once. Errors of StepBackend::Prepare too.
   static absl::StatusOr<std::unique_ptr<RolloutServer>> Start(const RolloutServerOptions& options,
                                                               std::unique_ptr<StepBackend> backend,
-                                                              std::shared_ptr<const Weights> weights);
+                                                              std::shared_ptr<const WeightSet> weights);
   // Cancels what is still in flight.
   ~RolloutServer();
 

@@ -5,6 +5,7 @@
 #ifndef LOCKSTEP_ROLLOUT_SERVER_STEP_BACKEND_H_
 #define LOCKSTEP_ROLLOUT_SERVER_STEP_BACKEND_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -14,6 +15,7 @@
 #include "absl/status/status.h"
 #include "engine/model/decoder.h"
 #include "rollout_server/sampler.h"
+#include "weight_sync/shadow.h"
 
 namespace lockstep {
 
@@ -39,6 +41,9 @@ struct StepOutput {
   double decoder_seconds = 0;   // of forward pass and logits; the rest is the sampler's
 };
 
+// Weight sets in memory under `finish`: the current one and two older ones. One more is being made.
+inline constexpr size_t kMaxWeightSets = 3;
+
 class StepBackend {
  public:
   virtual ~StepBackend() = default;
@@ -47,10 +52,13 @@ class StepBackend {
   virtual int64_t max_sequence_tokens() const = 0;
   // Brings a set to where steps compute, once; further calls do nothing. The backend's copy lives as long as something
   // else holds the set. Thread safe, also beside Step: a switch that comes after it stops decoding for no time.
-  // RESOURCE_EXHAUSTED: it does not fit.
-  virtual absl::Status Prepare(const std::shared_ptr<const Weights>& weights) = 0;
+  // RESOURCE_EXHAUSTED: it does not fit. INVALID_ARGUMENT: the set is in memory that it does not read.
+  virtual absl::Status Prepare(const std::shared_ptr<const WeightSet>& weights) = 0;
+  // Makes sets that updates fill where steps compute; what they release needs no bringing over. Null: there are none.
+  // Of any thread, as Prepare; the backend outlives its calls.
+  virtual MakeShadow device_shadow() { return nullptr; }
   // One step with a prepared set. An error is of the device: nothing can be computed any more.
-  virtual absl::Status Step(const Weights& weights, const StepInput& input, StepOutput* output) = 0;
+  virtual absl::Status Step(const WeightSet& weights, const StepInput& input, StepOutput* output) = 0;
   // The first `tokens` positions of a page in every layer (copy-on-write of a shared, partly filled page).
   virtual absl::Status CopyPage(int32_t from, int32_t to, int64_t tokens) = 0;
 };

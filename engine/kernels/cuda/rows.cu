@@ -19,8 +19,8 @@ __global__ void ScatterRowsKernel(Rows<const T> x, const int32_t* rows, Rows<T> 
   }
 }
 
-template <typename T>
-__global__ void ConvertKernel(const float* x, int64_t n, T* out) {
+template <typename From, typename To>
+__global__ void ConvertKernel(const From* x, int64_t n, To* out) {
   const int64_t i = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kVector;
   if (i >= n) return;
   float v[kVector];
@@ -37,10 +37,17 @@ cudaError_t ScatterRows(const Tensor& x, const int32_t* rows, const Tensor& out,
   });
 }
 
-cudaError_t Convert(const float* x, int64_t n, DType dtype, void* out, cudaStream_t stream) {
-  return WithStorageType(dtype, [&]<typename T>(T) {
-    return Launch(ConvertKernel<T>, CeilDiv(n, kThreads * kVector), 1, kThreads, stream, x, n, static_cast<T*>(out));
+cudaError_t Convert(const void* x, DType from, int64_t n, DType to, void* out, cudaStream_t stream) {
+  return WithStorageType(from, [&]<typename From>(From) {
+    return WithStorageType(to, [&]<typename To>(To) {
+      return Launch(ConvertKernel<From, To>, CeilDiv(n, kThreads * kVector), 1, kThreads, stream,
+                    static_cast<const From*>(x), n, static_cast<To*>(out));
+    });
   });
+}
+
+cudaError_t Convert(const float* x, int64_t n, DType dtype, void* out, cudaStream_t stream) {
+  return Convert(x, DType::kF32, n, dtype, out, stream);
 }
 
 }  // namespace lockstep::cuda

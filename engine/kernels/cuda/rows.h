@@ -15,7 +15,10 @@ namespace lockstep::cuda {
 // rows of out are left as they are. One dtype.
 [[nodiscard]] cudaError_t ScatterRows(const Tensor& x, const int32_t* rows, const Tensor& out, cudaStream_t stream);
 
-// out[i] = store(x[i]), i below n. out has `dtype`.
+// out[i] = store(load(x[i])), i below n: exact where out's dtype is x's. Either may begin anywhere; multiples of 8
+// elements from 16-byte boundaries take the fewest accesses.
+[[nodiscard]] cudaError_t Convert(const void* x, DType from, int64_t n, DType to, void* out, cudaStream_t stream);
+// The same from FP32.
 [[nodiscard]] cudaError_t Convert(const float* x, int64_t n, DType dtype, void* out, cudaStream_t stream);
 
 }  // namespace lockstep::cuda

@@ -37,6 +37,24 @@ TEST_P(RowsTest, ConversionRoundsAsTheCpuDoes) {
   }
 }
 
+TEST_P(RowsTest, ConversionFromEveryDTypeGoesThroughFloatAndBeginsAnywhere) {
+  const int64_t n = 1029;
+  const auto at = [](const Matrix& m, int64_t element) {
+    return static_cast<char*>(m.view.Row(0)) + element * static_cast<int64_t>(DTypeSize(m.view.dtype));
+  };
+  for (const DType from : kDTypes) {
+    for (const int64_t begin : {0, 1, 3, 8}) {
+      const Matrix x(from, 1, n + begin, 4, 100), before = Make(1, n + 9, 5);
+      std::vector<float> values(static_cast<size_t>(n));
+      ConvertToFloat(from, at(x, begin), values.data(), values.size());
+      const Matrix expected = Copy(before), out = Copy(before);
+      ConvertFromFloat(dtype(), values.data(), at(expected, 8 - begin), values.size());
+      ASSERT_EQ(Convert(at(x, begin), from, n, dtype(), at(out, 8 - begin), {}), cudaSuccess);
+      ExpectSameBytes(out, expected, "from " + std::string(DTypeName(from)));
+    }
+  }
+}
+
 TEST(DecodeRowsTest, TheNextStepHasTheDrawnTokenItsPositionAndItsSlot) {
   const int64_t stride = 3;
   // Rows: inside a page; onto the next page; no next page; padded; at the last position; beyond the table.
