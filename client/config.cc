@@ -344,8 +344,7 @@ v1::RunConfig DefaultRunConfig() {
   scale->set_growth_interval(400);
   scale->set_max_consecutive_skips(20);
   auto* sync = config.mutable_weight_sync();
-  sync->set_transport("gloo");
-  sync->set_bucket_mib(32);
+  sync->set_transport("auto");
   sync->set_timeout_seconds(30);
   sync->set_in_flight("finish");
   auto* trainer = config.mutable_trainer();

@@ -59,7 +59,7 @@ absl::Status CheckNames(const v1::RunConfig& c) {
            OneOf("algorithm.old_log_prob", c.algorithm().old_log_prob(), {"recompute", "rollout"}),
            OneOf("learner.router_replay", c.learner().router_replay(), {"off", "measure", "replay"}),
            OneOf("learner.loss_scale.mode", c.learner().loss_scale().mode(), {"auto", "dynamic", "off"}),
-           OneOf("weight_sync.transport", c.weight_sync().transport(), {"gloo", "nccl", "ipc"}),
+           OneOf("weight_sync.transport", c.weight_sync().transport(), {"auto", "gloo", "nccl", "ipc"}),
            OneOf("weight_sync.in_flight", c.weight_sync().in_flight(),
                  {"finish", "continue", "continue_stale_kv", "restart"}),
        }) {
@@ -104,7 +104,7 @@ absl::Status CheckRanges(const v1::RunConfig& c) {
            AtLeast("learner.loss_scale.growth_factor", scale.growth_factor(), 1),
            Within("learner.loss_scale.backoff_factor", scale.backoff_factor(), 0.001, 0.999),
            AtLeast("learner.loss_scale.growth_interval", scale.growth_interval(), 1),
-           AtLeast("weight_sync.bucket_mib", c.weight_sync().bucket_mib(), 1),
+           Within("weight_sync.bucket_mib", c.weight_sync().bucket_mib(), 0, 1024),
            AtLeast("weight_sync.timeout_seconds", c.weight_sync().timeout_seconds(), 1),
            AtLeast("trainer.prompts_per_step", c.trainer().prompts_per_step(), 1),
            AtLeast("trainer.updates_per_step", c.trainer().updates_per_step(), 1),

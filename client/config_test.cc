@@ -95,7 +95,8 @@ TEST(ConfigTest, RefusesEachBadFileInOneLineWithPlaceAndWayOut) {
       {"data:\n  reward: bleu\n",
        "run.yaml: data.reward: 'bleu' is unknown; use one of exact, numeric, math, "
        "multiple_choice, service"},
-      {"weight_sync:\n  transport: mpi\n", "run.yaml: weight_sync.transport: 'mpi' is unknown; use one of gloo, nccl, ipc"},
+      {"weight_sync:\n  transport: mpi\n",
+       "run.yaml: weight_sync.transport: 'mpi' is unknown; use one of auto, gloo, nccl, ipc"},
       {"rollout:\n  temperature: 0\n", "run.yaml: rollout.temperature: 0 is outside of [0.01, 100]"},
       {"rollout:\n  max_tokens: 0\n", "run.yaml: rollout.max_tokens: 0 is too small; use at least 1"},
       {"learner:\n  threads: 0\n", "run.yaml: learner.threads: 0 is outside of [1, 256]"},

@@ -114,7 +114,8 @@ absl::Status StartServices(Rank0* rank0) {
   publisher.dtype = setup.rollout_dtype;
   publisher.sync = setup.config.weight_sync();
   publisher.metrics = &rank0->metrics;
-  absl::StatusOr<Transports> transports = ProcessTransports(publisher.sync.transport(), setup.process);
+  absl::StatusOr<Transports> transports =
+      ProcessTransports(publisher.sync.transport(), setup.process, setup.config.device() == "cuda");
   if (!transports.ok()) return transports.status();
   publisher.transports = *std::move(transports);
   rank0->publisher = MakeWeightPublisher(publisher);

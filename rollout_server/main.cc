@@ -113,7 +113,7 @@ absl::StatusOr<std::unique_ptr<RolloutServer>> StartFromFlags(StopSignal* stop, 
   const absl::StatusOr<DType> dtype = ParseDType(rollout.dtype());
   if (!dtype.ok()) return dtype.status();
   absl::StatusOr<Transports> transports =
-      ProcessTransports(config->weight_sync().transport(), absl::GetFlag(FLAGS_process));
+      ProcessTransports(config->weight_sync().transport(), absl::GetFlag(FLAGS_process), config->device() == "cuda");
   if (!transports.ok()) return transports.status();
   LoadOptions load;
   load.clamp = *dtype == DType::kF16 && config->model().clamp_fp16();

@@ -20,6 +20,11 @@ std::string Shape(uint64_t rows, uint64_t cols) { return absl::StrCat("[", rows,
 
 }  // namespace
 
+uint64_t BucketBytes(const v1::WeightSyncConfig& sync, const std::string& transport) {
+  const uint64_t mib = sync.bucket_mib() != 0 ? sync.bucket_mib() : transport.empty() || transport == "gloo" ? 32 : 64;
+  return mib << 20;
+}
+
 absl::StatusOr<BucketPlan> MakeBucketPlan(const ParamLayout& layout, DType dtype, uint64_t bucket_bytes) {
   if (bucket_bytes < kMinBucketBytes || bucket_bytes > kMaxBucketBytes) {
     return absl::InvalidArgumentError(absl::StrCat("bucket size ", bucket_bytes, " bytes is not in ", kMinBucketBytes,

@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/model/model.h"
+#include "proto/run_config.pb.h"
 #include "proto/weight_sync.pb.h"
 
 namespace lockstep {
@@ -43,6 +44,10 @@ struct BucketPlan {
   uint64_t max_bytes = 0;  // of the largest bucket
   std::vector<Bucket> buckets;
 };
+
+// bucket_mib; where that is 0, what suits the transport: 32 MiB by TCP, 64 MiB between GPUs ("auto" counts as them),
+// where a bucket takes less time than to say that it is there.
+uint64_t BucketBytes(const v1::WeightSyncConfig& sync, const std::string& transport);
 
 absl::StatusOr<BucketPlan> MakeBucketPlan(const ParamLayout& layout, DType dtype, uint64_t bucket_bytes);
 

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <map>
@@ -12,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
+#include "engine/base/digest.h"
 #include "engine/base/mutex.h"
 #include "weight_sync/emulated_stream.h"
 
@@ -71,6 +73,16 @@ class EmulatedRuntime : public DeviceRuntime {
     LOCKSTEP_CHECK((IsDeviceMemory(to) && IsDeviceMemory(from)) || queue->idle(),
                    "a copy with memory of the host would wait for what the stream holds");
     queue->Enqueue([to, from, bytes] { std::memcpy(to, from, bytes); });
+    return absl::OkStatus();
+  }
+  absl::Status DigestsOfBlocks(const void* data, uint64_t bytes, uint64_t* digests, void* stream) override {
+    LOCKSTEP_CHECK(IsDeviceMemory(data) && IsDeviceMemory(digests), "a kernel works on memory of the device");
+    static_cast<EmulatedStream*>(stream)->Enqueue([data, bytes, digests] {
+      for (size_t i = 0; i < DigestBlocks(bytes); ++i) {
+        const size_t begin = i * kDigestBlockBytes;
+        digests[i] = Digest(static_cast<const char*>(data) + begin, std::min(kDigestBlockBytes, bytes - begin));
+      }
+    });
     return absl::OkStatus();
   }
   absl::StatusOr<bool> StreamDone(void* stream) override { return static_cast<EmulatedStream*>(stream)->idle(); }

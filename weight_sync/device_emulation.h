@@ -30,7 +30,9 @@ struct EmulatedFaults {
   std::atomic<int> delay_ms{0};             // of every operation
   std::atomic<int> call_us{0};              // that every call on a communicator takes, so that calls meet
   std::atomic<bool> abort_hangs{false};     // as long as it is set
-  std::atomic<int> aborts{0};               // counted
+  std::atomic<bool> break_idle{false};      // the next communicator that is asked between operations has failed
+  std::atomic<int> aborts{0};               // counted, as are communicators
+  std::atomic<int> inits{0};
 };
 
 std::shared_ptr<DeviceRuntime> MakeEmulatedRuntime(const std::string& bus_id);

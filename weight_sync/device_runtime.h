@@ -4,8 +4,8 @@
 // toolkit.
 //
 // One object is one device. Calls may come from any thread. No call waits for work on the device but Free; whoever has
-// to wait asks StreamDone or EventDone until a deadline of its own. A failed call's status names the function and the
-// driver's reason.
+// to wait asks StreamDone or EventDone until a deadline of its own. A failed call's status is one line of
+// engine/cuda/errors.
 #ifndef LOCKSTEP_WEIGHT_SYNC_DEVICE_RUNTIME_H_
 #define LOCKSTEP_WEIGHT_SYNC_DEVICE_RUNTIME_H_
 
@@ -37,6 +37,8 @@ class DeviceRuntime {
   // Enqueues a copy, either side on the device or on the host. With plain memory of the host it may wait for what the
   // stream holds already; so it is enqueued on an idle stream only.
   virtual absl::Status Copy(void* to, const void* from, uint64_t bytes, void* stream) = 0;
+  // Enqueues engine/kernels/cuda/digest.h: `digests` [DigestBlocks(bytes)], device memory as well.
+  virtual absl::Status DigestsOfBlocks(const void* data, uint64_t bytes, uint64_t* digests, void* stream) = 0;
   // Whether all that was enqueued is done.
   virtual absl::StatusOr<bool> StreamDone(void* stream) = 0;
 

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/cuda/errors/device_check.h"
 #include "engine/cuda/errors/errors.h"
+#include "engine/kernels/cuda/digest.h"
 #include "weight_sync/device_runtime.h"
 
 namespace lockstep {
@@ -18,7 +19,7 @@ class CudaRuntime : public DeviceRuntime {
  public:
   CudaRuntime(int device, std::string bus_id) : device_(device), bus_id_(std::move(bus_id)) {}
 
-  absl::Status Bind() override { return FromCuda("cudaSetDevice", cudaSetDevice(device_)); }
+  absl::Status Bind() override { return FromCuda("choosing the device", cudaSetDevice(device_)); }
   std::string bus_id() const override { return bus_id_; }
 
   absl::StatusOr<void*> Allocate(uint64_t bytes) override {
@@ -44,7 +45,7 @@ class CudaRuntime : public DeviceRuntime {
     if (!status.ok()) return status;
     cudaStream_t stream = nullptr;
     // Not ordered behind the legacy stream: decoding and training go on beside it.
-    status = FromCuda("cudaStreamCreateWithFlags", cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    status = FromCuda("making a stream", cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     if (!status.ok()) return status;
     return static_cast<void*>(stream);
   }
@@ -52,19 +53,25 @@ class CudaRuntime : public DeviceRuntime {
   absl::Status Copy(void* to, const void* from, uint64_t bytes, void* stream) override {
     absl::Status status = Bind();
     if (!status.ok()) return status;
-    return FromCuda("cudaMemcpyAsync",
+    return FromCuda("copying weights",
                     cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, static_cast<cudaStream_t>(stream)));
   }
+  absl::Status DigestsOfBlocks(const void* data, uint64_t bytes, uint64_t* digests, void* stream) override {
+    absl::Status status = Bind();
+    if (!status.ok()) return status;
+    return FromCuda("digesting weights", cuda::DigestsOfBlocks(data, static_cast<int64_t>(bytes), digests,
+                                                               static_cast<cudaStream_t>(stream)));
+  }
   absl::StatusOr<bool> StreamDone(void* stream) override {
-    return Done("cudaStreamQuery", cudaStreamQuery(static_cast<cudaStream_t>(stream)));
+    return Done("weight updates on a stream", cudaStreamQuery(static_cast<cudaStream_t>(stream)));
   }
 
   absl::StatusOr<void*> MakeEvent() override {
     absl::Status status = Bind();
     if (!status.ok()) return status;
     cudaEvent_t event = nullptr;
-    status = FromCuda("cudaEventCreateWithFlags",
-                      cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventInterprocess));
+    status =
+        FromCuda("making an event", cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventInterprocess));
     if (!status.ok()) return status;
     return static_cast<void*>(event);
   }
@@ -72,18 +79,18 @@ class CudaRuntime : public DeviceRuntime {
   absl::Status Record(void* event, void* stream) override {
     absl::Status status = Bind();
     if (!status.ok()) return status;
-    return FromCuda("cudaEventRecord",
+    return FromCuda("recording an event",
                     cudaEventRecord(static_cast<cudaEvent_t>(event), static_cast<cudaStream_t>(stream)));
   }
   absl::StatusOr<bool> EventDone(void* event) override {
-    return Done("cudaEventQuery", cudaEventQuery(static_cast<cudaEvent_t>(event)));
+    return Done("waiting for another process's copy", cudaEventQuery(static_cast<cudaEvent_t>(event)));
   }
 
   absl::StatusOr<std::string> ExportMemory(void* memory) override {
     absl::Status status = Bind();
     if (!status.ok()) return status;
     cudaIpcMemHandle_t handle;
-    status = FromCuda("cudaIpcGetMemHandle", cudaIpcGetMemHandle(&handle, memory));
+    status = FromCuda("offering memory by CUDA IPC", cudaIpcGetMemHandle(&handle, memory));
     if (!status.ok()) return status;
     return std::string(reinterpret_cast<const char*>(&handle), sizeof(handle));
   }
@@ -91,7 +98,7 @@ class CudaRuntime : public DeviceRuntime {
     absl::Status status = Bind();
     if (!status.ok()) return status;
     cudaIpcEventHandle_t handle;
-    status = FromCuda("cudaIpcGetEventHandle", cudaIpcGetEventHandle(&handle, static_cast<cudaEvent_t>(event)));
+    status = FromCuda("offering an event by CUDA IPC", cudaIpcGetEventHandle(&handle, static_cast<cudaEvent_t>(event)));
     if (!status.ok()) return status;
     return std::string(reinterpret_cast<const char*>(&handle), sizeof(handle));
   }
@@ -100,7 +107,8 @@ class CudaRuntime : public DeviceRuntime {
     absl::Status status = Parse(bytes, &handle, sizeof(handle));
     if (!status.ok()) return status;
     void* memory = nullptr;
-    status = FromCuda("cudaIpcOpenMemHandle", cudaIpcOpenMemHandle(&memory, handle, cudaIpcMemLazyEnablePeerAccess));
+    status =
+        FromCuda("opening memory by CUDA IPC", cudaIpcOpenMemHandle(&memory, handle, cudaIpcMemLazyEnablePeerAccess));
     if (!status.ok()) return status;
     return memory;
   }
@@ -110,18 +118,18 @@ class CudaRuntime : public DeviceRuntime {
     absl::Status status = Parse(bytes, &handle, sizeof(handle));
     if (!status.ok()) return status;
     cudaEvent_t event = nullptr;
-    status = FromCuda("cudaIpcOpenEventHandle", cudaIpcOpenEventHandle(&event, handle));
+    status = FromCuda("opening an event by CUDA IPC", cudaIpcOpenEventHandle(&event, handle));
     if (!status.ok()) return status;
     return static_cast<void*>(event);
   }
 
  private:
-  static absl::StatusOr<bool> Done(const char* function, cudaError_t error) {
+  static absl::StatusOr<bool> Done(const char* attempted, cudaError_t error) {
     if (error == cudaErrorNotReady) {
       (void)cudaGetLastError();
       return false;
     }
-    const absl::Status status = FromCuda(function, error);
+    const absl::Status status = FromCuda(attempted, error);
     if (!status.ok()) return status;
     return true;
   }
@@ -140,18 +148,12 @@ class CudaRuntime : public DeviceRuntime {
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<DeviceRuntime>> MakeCudaRuntime(int device) {
-  int count = 0;
-  const cudaError_t found = cudaGetDeviceCount(&count);
-  if (found != cudaSuccess || count == 0) {
-    (void)cudaGetLastError();
-    return absl::UnavailableError(
-        absl::StrCat("no CUDA device: ", found == cudaSuccess ? "none found" : cudaGetErrorString(found)));
-  }
-  if (device < 0 || device >= count) {
-    return absl::UnavailableError(absl::StrCat("no CUDA device ", device, ": this machine has ", count));
+  const absl::Status checked = cuda::DeviceCheck({.device = device, .purpose = "weight updates"}).status();
+  if (!checked.ok()) {
+    return absl::UnavailableError(absl::StrCat("no CUDA device: ", std::string(checked.message())));
   }
   char bus_id[32] = "";
-  const absl::Status status = FromCuda("cudaDeviceGetPCIBusId", cudaDeviceGetPCIBusId(bus_id, sizeof(bus_id), device));
+  const absl::Status status = FromCuda("asking for the bus id", cudaDeviceGetPCIBusId(bus_id, sizeof(bus_id), device));
   if (!status.ok()) return status;
   return std::make_shared<CudaRuntime>(device, bus_id);
 }

@@ -179,6 +179,51 @@ TEST_P(DeviceTransportTest, CloseFromAnotherThreadEndsJoinSendAndReceive) {
   }
 }
 
+TEST_P(DeviceTransportTest, ASnapshotsImageIsSentInPlaceAndFinishWaitsForEveryMember) {
+  Make(3, GetParam());
+  OnAll([&](End& end) {
+    ASSERT_TRUE(Join(end).ok());
+    constexpr uint64_t kBuckets = 9;
+    const absl::Time deadline = absl::Now() + absl::Seconds(20);
+    const absl::StatusOr<StagingPool::Buffer> image = end.device->images.Take(kBuckets * kBytes);
+    ASSERT_TRUE(image.ok());
+    for (uint64_t bucket = 0; bucket < kBuckets; ++bucket) {
+      char* const memory = static_cast<char*>(image->memory) + bucket * kBytes;
+      const std::vector<char> expected = Content(bucket, kBytes);
+      if (end.rank == 0) std::copy(expected.begin(), expected.end(), memory);
+      const absl::Status status = end.rank == 0 ? end.transport->Send(bucket, memory, kBytes, deadline)
+                                                : end.transport->Receive(bucket, memory, kBytes, deadline);
+      ASSERT_TRUE(status.ok()) << status;
+      EXPECT_TRUE(std::equal(expected.begin(), expected.end(), memory)) << "bucket " << bucket;
+    }
+    if (end.rank == 0) {
+      EXPECT_TRUE(end.transport->Finish(deadline).ok());
+    }
+    EXPECT_EQ(end.device->staging.num_made(), 0u);
+  });
+}
+
+TEST_F(DeviceTransportTest, AReceiverThatStopsBeforeTheLastBucketsIsSeenByFinish) {
+  Make(2, "ipc");
+  OnAll([&](End& end) {
+    ASSERT_TRUE(Join(end).ok());
+    const absl::StatusOr<StagingPool::Buffer> image = end.device->images.Take(3 * kBytes);
+    ASSERT_TRUE(image.ok());
+    const absl::Time deadline = absl::Now() + absl::Seconds(20);
+    if (end.rank == 1) {
+      ASSERT_TRUE(end.transport->Receive(0, image->memory, kBytes, deadline).ok());
+      return;
+    }
+    for (uint64_t bucket = 0; bucket < 3; ++bucket) {
+      ASSERT_TRUE(
+          end.transport->Send(bucket, static_cast<char*>(image->memory) + bucket * kBytes, kBytes, deadline).ok());
+    }
+    const absl::Status status = end.transport->Finish(absl::Now() + absl::Seconds(1));
+    EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded);
+    EXPECT_NE(status.message().find("rank 1 has not taken bucket 1"), absl::string_view::npos) << status;
+  });
+}
+
 INSTANTIATE_TEST_SUITE_P(Kind, DeviceTransportTest, ::testing::Values("nccl", "ipc"),
                          [](const auto& info) { return info.param; });
 
@@ -197,7 +242,9 @@ TEST_F(DeviceTransportTest, IpcBetweenTwoGpusIsRefusedInOneLine) {
 TEST_F(DeviceTransportTest, AMessageThatIsNoneIsRefused) {
   for (const std::string& message :
        {std::string(), std::string("x"), std::string("200003 "), std::string("200003 999 abc"),
-        std::string("200003 18446744073709551615 abc"), std::string("1 2 abcd"), std::string("200003 3 abcdef")}) {
+        std::string("200003 18446744073709551615 abc"), std::string("1 2 abcd"), std::string("200003 3 abcdef"),
+        std::string("200003 0 200003 3 abcdef"), std::string("200003 1 200003 3 abc"),
+        std::string("200003 18446744073709551615 200003 3 abc")}) {
     Make(2, "ipc");
     OnAll([&](End& end) {
       ASSERT_TRUE(Join(end).ok());

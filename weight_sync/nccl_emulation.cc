@@ -209,6 +209,7 @@ class EmulatedNccl : public NcclApi {
 
   absl::Status InitRank(void** out, int size, const std::string& id, int rank) override {
     LOCKSTEP_CHECK(id.size() == kNcclIdBytes, "an id comes whole");
+    ++faults_->inits;
     auto comm = std::make_shared<Comm>();
     comm->rank = rank;
     comm->size = size;
@@ -233,6 +234,9 @@ class EmulatedNccl : public NcclApi {
   absl::StatusOr<bool> Done(void* handle) override {
     const Call call(*this, handle);
     Comm& comm = *call.comm;
+    if (comm.connected && comm.to_launch == nullptr && comm.running == 0 && faults_->break_idle.exchange(false)) {
+      comm.failed = true;
+    }
     if (comm.failed) return absl::AbortedError("NCCL: an emulated asynchronous error");
     if (!comm.connected) return false;
     if (comm.finalized) return comm.running == 0;

@@ -177,6 +177,19 @@ void NcclGroup::Finish(absl::Duration timeout) {
   End(/*in_peace=*/status.ok());
 }
 
+bool NcclGroup::Usable() {
+  if (!Enter().ok()) return false;
+  void* comm = nullptr;
+  {
+    MutexLock lock(&mutex_);
+    comm = comm_;
+  }
+  const absl::StatusOr<bool> done = device_->nccl->Done(comm);
+  absl::Status status = done.status();
+  if (status.ok() && !*done) status = absl::InternalError("an operation is in progress in an idle group");
+  return Leave(std::move(status)).ok();
+}
+
 void NcclGroup::Close() {
   closed_ = true;
   MutexLock lock(&mutex_);

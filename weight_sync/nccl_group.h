@@ -62,6 +62,8 @@ class NcclGroup {
   // Ends a group in which nothing failed, so that a member which is still inside the last operation is not cut off.
   void Finish(absl::Duration timeout) ABSL_LOCKS_EXCLUDED(mutex_);
   void Close() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Between two calls of Run: asks for an error that has come meanwhile, and closes the group if there is one.
+  bool Usable() ABSL_LOCKS_EXCLUDED(mutex_);
 
   int rank() const { return rank_; }
   int size() const { return size_; }

@@ -260,7 +260,7 @@ TEST_P(ProcessTest, SendersKilledAtRandomMomentsNeverLeaveAPartOfASet) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Transport, ProcessTest, ::testing::Values("gloo", "nccl", "ipc"),
+INSTANTIATE_TEST_SUITE_P(Transport, ProcessTest, ::testing::Values("gloo", "nccl", "ipc", "nccl_device", "ipc_device"),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

@@ -6,8 +6,8 @@ namespace lockstep {
 namespace {
 
 TEST(ProcessTransportsTest, GlooIsAlwaysThereAndTheDefault) {
-  for (const std::string name : {"", "gloo"}) {
-    const auto transports = ProcessTransports(name, 0);
+  for (const std::string name : {"", "gloo", "auto"}) {  // "auto": on a CPU
+    const auto transports = ProcessTransports(name, 0, /*on_gpu=*/false);
     ASSERT_TRUE(transports.ok()) << transports.status();
     EXPECT_EQ(TransportNames(*transports), "gloo");
   }
@@ -16,7 +16,7 @@ TEST(ProcessTransportsTest, GlooIsAlwaysThereAndTheDefault) {
 // On a machine with a GPU they are there; on one without, the reason is one line with the way out.
 TEST(ProcessTransportsTest, TheGpusTransportsAreThereOrTheReasonIs) {
   for (const std::string name : {"nccl", "ipc"}) {
-    const auto transports = ProcessTransports(name, 0);
+    const auto transports = ProcessTransports(name, 0, false);
     if (transports.ok()) {
       EXPECT_EQ(TransportNames(*transports), name == "nccl" ? "gloo, nccl" : "gloo, ipc");
       continue;
@@ -29,7 +29,8 @@ TEST(ProcessTransportsTest, TheGpusTransportsAreThereOrTheReasonIs) {
 }
 
 TEST(ProcessTransportsTest, AnUnknownNameIsRefusedWithThoseThatAreKnown) {
-  EXPECT_NE(ProcessTransports("mpi", 0).status().message().find("use one of gloo, nccl, ipc"), absl::string_view::npos);
+  EXPECT_NE(ProcessTransports("mpi", 0, false).status().message().find("use one of auto, gloo, nccl, ipc"),
+            absl::string_view::npos);
 }
 
 }  // namespace

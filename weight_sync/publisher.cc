@@ -12,7 +12,9 @@
 #include "engine/base/metrics.h"
 #include "engine/base/mutex.h"
 #include "proto/channel.h"
+#include "weight_sync/device_snapshot.h"
 #include "weight_sync/sync_metrics.h"
+#include "weight_sync/transport_choice.h"
 #include "weight_sync/update_run.h"
 #include "weight_sync/weight_snapshot.h"
 
@@ -22,6 +24,8 @@ namespace {
 constexpr uint64_t kFetchChunkBytes = 2 << 20;
 constexpr double kConnectSeconds = 3;  // CatchUp: for a server that has just come back
 constexpr size_t kMaxServers = 1023;
+// "auto": a server that is asked what it can do and does not say so within this will not vote either.
+constexpr absl::Duration kDescribeTimeout = absl::Seconds(1);
 
 // Owns the version that late joiners may fetch.
 class SourceService : public RendezvousService {
@@ -33,10 +37,27 @@ class SourceService : public RendezvousService {
     MutexLock lock(&mutex_);
     return snapshot_;
   }
+  // Null: there is no new one after all.
   void SetSnapshot(std::shared_ptr<const WeightSnapshot> snapshot) {
     std::shared_ptr<const WeightSnapshot> previous;
     MutexLock lock(&mutex_);
-    previous = std::exchange(snapshot_, std::move(snapshot));
+    if (snapshot != nullptr) previous = std::exchange(snapshot_, std::move(snapshot));
+    making_ = false;
+    changed_.SignalAll();
+  }
+  // Lets go of the snapshot, so that its memory is the next one's.
+  void BeginSnapshot() {
+    std::shared_ptr<const WeightSnapshot> previous;
+    MutexLock lock(&mutex_);
+    previous = std::exchange(snapshot_, nullptr);
+    making_ = true;
+  }
+  // The one that is being made, if one is: null where that takes longer than `timeout`, or fails.
+  std::shared_ptr<const WeightSnapshot> AwaitSnapshot(absl::Duration timeout) {
+    const absl::Time deadline = absl::Now() + timeout;
+    MutexLock lock(&mutex_);
+    while (making_ && absl::Now() < deadline) changed_.WaitWithDeadline(&mutex_, deadline);
+    return snapshot_;
   }
 
   grpc::Status Fetch(grpc::ServerContext* context, const v1::FetchRequest* request,
@@ -71,7 +92,10 @@ class SourceService : public RendezvousService {
       message.set_bucket_index(static_cast<uint32_t>(i));
       const uint64_t bytes = snapshot.plan.buckets[i].bytes;
       for (uint64_t at = 0; at < bytes; at += kFetchChunkBytes) {
-        message.set_data(snapshot.BucketData(i) + at, std::min(kFetchChunkBytes, bytes - at));
+        std::string& data = *message.mutable_data();
+        data.resize(std::min(kFetchChunkBytes, bytes - at));
+        const absl::Status read = snapshot.Read(snapshot.plan.buckets[i].begin + at, data.size(), data.data());
+        if (!read.ok()) return ToGrpcStatus(read);
         if (!writer->Write(message)) return grpc::Status(grpc::StatusCode::CANCELLED, "the receiver has gone");
       }
     }
@@ -80,6 +104,8 @@ class SourceService : public RendezvousService {
 
   const DType dtype_;
   mutable Mutex mutex_;
+  CondVar changed_;
+  bool making_ ABSL_GUARDED_BY(mutex_) = false;
   std::shared_ptr<const WeightSnapshot> snapshot_ ABSL_GUARDED_BY(mutex_);
 };
 
@@ -104,7 +130,12 @@ class Publisher : public WeightPublisher {
   absl::Status CatchUp(const std::string& address) override;
 
  private:
-  absl::Status Check(const WeightId& id, const std::vector<std::string>& addresses) const;
+  absl::Status Check(const WeightId& id, const std::vector<std::string>& addresses) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(publish_mutex_);
+  std::string TransportOf(const std::vector<std::shared_ptr<ServerPeer>>& peers)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(publish_mutex_);
+  absl::StatusOr<std::shared_ptr<const WeightSnapshot>> Snapshot(WeightId id, const PublishSource& source,
+                                                                 const std::string& transport_name);
   std::shared_ptr<ServerPeer> Peer(const std::string& address) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     std::shared_ptr<ServerPeer>& peer = peers_[address];
     if (peer == nullptr) peer = MakeServerPeer(address);
@@ -124,6 +155,9 @@ class Publisher : public WeightPublisher {
   SourceService service_;
   std::optional<SyncMetrics> metrics_;
   Mutex publish_mutex_;  // one Publish at a time; taken before mutex_
+  WeightId last_ ABSL_GUARDED_BY(publish_mutex_);
+  KeptMembers kept_ ABSL_GUARDED_BY(publish_mutex_);
+  std::string logged_choice_ ABSL_GUARDED_BY(publish_mutex_);  // "auto"
   Mutex mutex_;
   std::string source_address_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, std::shared_ptr<ServerPeer>> peers_ ABSL_GUARDED_BY(mutex_);
@@ -132,16 +166,15 @@ class Publisher : public WeightPublisher {
 };
 
 absl::Status Publisher::Check(const WeightId& id, const std::vector<std::string>& addresses) const {
-  const std::shared_ptr<const WeightSnapshot> last = service_.snapshot();
-  if (last != nullptr && id < last->id) {
+  if (id < last_) {
     return absl::FailedPreconditionError(
-        absl::StrCat("publish of ", ToString(id), " refused: ", ToString(last->id), " was published before it"));
+        absl::StrCat("publish of ", ToString(id), " refused: ", ToString(last_), " was published before it"));
   }
   if (addresses.size() > kMaxServers) {
     return absl::InvalidArgumentError(
         absl::StrCat(addresses.size(), " rollout servers are more than ", kMaxServers, ", the limit of a group"));
   }
-  if (options_.transports.count(transport_name_) == 0) {
+  if (transport_name_ != "auto" && options_.transports.count(transport_name_) == 0) {
     return absl::InvalidArgumentError(absl::StrCat("weight_sync.transport \"", transport_name_,
                                                    "\" is not in this process; set it to one of ",
                                                    TransportNames(options_.transports)));
@@ -170,21 +203,7 @@ absl::StatusOr<UpdateReport> Publisher::Publish(uint64_t epoch, uint64_t version
   const WeightId id{epoch, version};
   absl::Status status = Check(id, addresses);
   if (!status.ok()) return status;
-  const uint64_t bucket_bytes =
-      options_.bucket_bytes != 0 ? options_.bucket_bytes : uint64_t{options_.sync.bucket_mib()} << 20;
-  const absl::StatusOr<ParamSource> params = source.host();
-  if (!params.ok()) return params.status();
-  absl::StatusOr<std::shared_ptr<const WeightSnapshot>> snapshot =
-      MakeSnapshot(options_.config, layout_, options_.dtype, bucket_bytes, id, *params);
-  if (!snapshot.ok()) return snapshot.status();
-  service_.SetSnapshot(*snapshot);
   UpdateRunOptions run;
-  run.snapshot = *snapshot;
-  run.store = store_;
-  run.in_flight = options_.sync.in_flight();
-  run.transport_name = transport_name_;
-  run.make_transport = options_.transports.at(transport_name_).make;
-  run.budget = absl::Seconds(options_.sync.timeout_seconds());
   std::vector<std::string> excluded;
   {
     MutexLock lock(&mutex_);
@@ -201,8 +220,21 @@ absl::StatusOr<UpdateReport> Publisher::Publish(uint64_t epoch, uint64_t version
       }
     }
   }
+  const absl::Time asked = absl::Now();
+  run.transport_name = TransportOf(run.peers);
+  run.budget = absl::Seconds(options_.sync.timeout_seconds()) - (absl::Now() - asked);
+  absl::StatusOr<std::shared_ptr<const WeightSnapshot>> snapshot = Snapshot(id, source, run.transport_name);
+  service_.SetSnapshot(snapshot.ok() ? *snapshot : nullptr);
+  if (!snapshot.ok()) return snapshot.status();
+  last_ = id;
+  run.snapshot = *snapshot;
+  run.store = store_;
+  run.in_flight = options_.sync.in_flight();
+  run.transport = options_.transports.at(run.transport_name);
+  run.kept = kept_;
   const std::vector<std::shared_ptr<ServerPeer>> peers = run.peers;
   UpdateOutcome outcome = RunUpdate(std::move(run));
+  kept_ = outcome.kept;
   {
     MutexLock lock(&mutex_);
     for (size_t i = 0; i < peers.size(); ++i) {
@@ -217,6 +249,36 @@ absl::StatusOr<UpdateReport> Publisher::Publish(uint64_t epoch, uint64_t version
   Record(outcome, status);
   if (!status.ok()) return status;
   return outcome.report;
+}
+
+std::string Publisher::TransportOf(const std::vector<std::shared_ptr<ServerPeer>>& peers) {
+  if (transport_name_ != "auto") return transport_name_;
+  const TransportEnd learner = DescribeThis("the learner", options_.transports);
+  const std::vector<TransportEnd> servers =
+      learner.bus_id.empty() ? std::vector<TransportEnd>() : DescribeServers(peers, kDescribeTimeout);
+  const TransportChoice choice = ChooseTransport(learner, servers);
+  const std::string line = absl::StrCat("weight_sync.transport auto: updates go by ", choice.name, ": ", choice.why);
+  if (std::exchange(logged_choice_, line) != line) LogInfo(line);
+  return choice.name;
+}
+
+// On the device where source and transport have theirs there, else in host memory.
+absl::StatusOr<std::shared_ptr<const WeightSnapshot>> Publisher::Snapshot(WeightId id, const PublishSource& source,
+                                                                          const std::string& transport_name) {
+  const TransportKind& transport = options_.transports.at(transport_name);
+  const uint64_t bucket_bytes =
+      options_.bucket_bytes != 0 ? options_.bucket_bytes : BucketBytes(options_.sync, transport_name);
+  if (source.device != nullptr && transport.device != nullptr) {
+    service_.BeginSnapshot();
+    absl::StatusOr<std::shared_ptr<const WeightSnapshot>> snapshot =
+        MakeDeviceSnapshot(options_.config, layout_, options_.dtype, bucket_bytes, id, *source.device, transport.device,
+                           absl::Now() + absl::Seconds(options_.sync.timeout_seconds()));
+    if (!absl::IsResourceExhausted(snapshot.status())) return snapshot;
+    LogWarning("weights ", ToString(id), " go over the host: ", std::string(snapshot.status().message()));
+  }
+  const absl::StatusOr<ParamSource> params = source.host();
+  if (!params.ok()) return params.status();
+  return MakeSnapshot(options_.config, layout_, options_.dtype, bucket_bytes, id, *params);
 }
 
 void Publisher::Record(const UpdateOutcome& outcome, const absl::Status& status) const {
@@ -244,7 +306,8 @@ void Publisher::Record(const UpdateOutcome& outcome, const absl::Status& status)
 }
 
 absl::Status Publisher::CatchUp(const std::string& address) {
-  const std::shared_ptr<const WeightSnapshot> snapshot = service_.snapshot();
+  const std::shared_ptr<const WeightSnapshot> snapshot =
+      service_.AwaitSnapshot(absl::Seconds(options_.sync.timeout_seconds()));
   if (snapshot == nullptr) return absl::FailedPreconditionError("nothing has been published that a server could pull");
   v1::PullUpdate request;
   request.set_epoch(snapshot->id.epoch);

@@ -40,11 +40,13 @@ struct WeightPublisherOptions {
   ModelConfig config;
   DType dtype = DType::kF16;  // of the rollout servers
   v1::WeightSyncConfig sync;
-  uint64_t bucket_bytes = 0;                         // 0: sync.bucket_mib
+  uint64_t bucket_bytes = 0;                         // 0: as sync.bucket_mib says (BucketBytes)
   std::shared_ptr<RendezvousTable> store = nullptr;  // the table that service() serves, to share it with the learner's
                                                      // collectives; null: an own one
-  Transports transports = GlooOnly();                // sync.transport is one of them; empty: "gloo"
-  MetricsRegistry* metrics = nullptr;                // outlives the publisher; may be null
+  // sync.transport is one of them, or "auto": then each update takes what suits its ends (transport_choice.h). "":
+  // "gloo".
+  Transports transports = GlooOnly();
+  MetricsRegistry* metrics = nullptr;  // outlives the publisher; may be null
 };
 
 class WeightPublisher {

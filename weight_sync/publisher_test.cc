@@ -281,8 +281,9 @@ TEST_P(WeightSyncTest, ATransportThatOneEndLacksIsRefusedWithTheNamesOfThoseItHa
   if (GetParam() == "gloo") {
     EXPECT_TRUE(status.ok()) << status;
   } else {
-    EXPECT_NE(status.message().find(absl::StrCat("transport \"", GetParam(), "\" refused: this server has gloo")),
-              absl::string_view::npos)
+    EXPECT_NE(
+        status.message().find(absl::StrCat("transport \"", TestTransportName(), "\" refused: this server has gloo")),
+        absl::string_view::npos)
         << status;
   }
   WeightPublisherOptions mistaken;
@@ -312,7 +313,8 @@ TEST_P(WeightSyncTest, ASourceRefusesForeignVersions) {
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::FAILED_PRECONDITION);
 }
 
-INSTANTIATE_TEST_SUITE_P(Transport, WeightSyncTest, ::testing::Values("gloo", "nccl", "ipc"),
+INSTANTIATE_TEST_SUITE_P(Transport, WeightSyncTest,
+                         ::testing::Values("gloo", "nccl", "ipc", "nccl_device", "ipc_device"),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

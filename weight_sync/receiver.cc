@@ -17,8 +17,10 @@
 #include "engine/base/mutex.h"
 #include "proto/channel.h"
 #include "weight_sync/bucket_plan.h"
+#include "weight_sync/comm_device.h"
 #include "weight_sync/failpoints.h"
 #include "weight_sync/host_shadow.h"
+#include "weight_sync/member_identity.h"
 #include "weight_sync/rendezvous_store.h"
 #include "weight_sync/shadow.h"
 #include "weight_sync/sync_metrics.h"
@@ -40,6 +42,7 @@ struct Update {
   v1::UpdateManifest manifest;
   std::unique_ptr<Shadow> shadow;
   std::shared_ptr<WeightTransport> transport;  // guarded by Receiver::mutex_
+  bool received = false;                       // guarded by Receiver::mutex_: all buckets are here and right
   grpc::ServerContext* rpc = nullptr;          // guarded by Receiver::mutex_: the Receive or Pull call under way
   grpc::ClientContext fetch;                   // Pull only
 };
@@ -72,6 +75,7 @@ class Receiver : public v1::WeightReceiver::Service {
     watch_.join();
   }
 
+  grpc::Status Describe(grpc::ServerContext*, const v1::DescribeRequest*, v1::ReceiverDescription* response) override;
   grpc::Status Begin(grpc::ServerContext*, const v1::BeginUpdate* request, v1::Vote* vote) override;
   grpc::Status Receive(grpc::ServerContext* context, const v1::ReceiveBuckets* request,
                        v1::Received* response) override;
@@ -160,12 +164,19 @@ Receiver::Applied Receiver::Apply(ReceiverEvent event, std::shared_ptr<Update> b
 void Receiver::Drop(const std::shared_ptr<Update>& update) {
   if (update == nullptr) return;
   std::shared_ptr<WeightTransport> transport;
+  bool received = false;
   {
     MutexLock lock(&mutex_);
     transport = std::move(update->transport);
+    received = update->received;
     update->fetch.TryCancel();
   }
-  if (transport != nullptr) transport->Close();
+  if (transport == nullptr) return;
+  if (received) {
+    transport->Keep();
+  } else {
+    transport->Close();
+  }
 }
 
 // Ends updates whose deadline has passed, or whose Receive or Pull call has lost its caller: a sender that dies in the
@@ -207,6 +218,15 @@ absl::Status Receiver::Prepare(Update& update, const v1::UpdateManifest& manifes
   return absl::OkStatus();
 }
 
+grpc::Status Receiver::Describe(grpc::ServerContext*, const v1::DescribeRequest*, v1::ReceiverDescription* response) {
+  for (const auto& [name, kind] : options_.transports) {
+    response->add_transports(name);
+    if (kind.device != nullptr) response->set_bus_id(kind.device->runtime->bus_id());
+  }
+  if (!response->bus_id().empty()) response->set_host(ThisHost());
+  return grpc::Status::OK;
+}
+
 grpc::Status Receiver::Begin(grpc::ServerContext*, const v1::BeginUpdate* request, v1::Vote* vote) {
   const absl::Time begun = absl::Now();
   auto update = std::make_shared<Update>();
@@ -239,6 +259,10 @@ grpc::Status Receiver::Begin(grpc::ServerContext*, const v1::BeginUpdate* reques
   }
   prepared = Apply(ReceiverEvent::Kind::kPrepared, update->key, prepared).answer;
   vote->set_ready(prepared.ok());
+  if (prepared.ok()) {
+    const auto& kept = options_.transports.at(request->transport()).kept;
+    if (kept != nullptr) vote->set_kept_group(kept());
+  }
   if (!prepared.ok()) vote->set_reason(std::string(prepared.message()));
   if (metrics_) metrics_->begin_seconds.Observe(absl::ToDoubleSeconds(absl::Now() - begun));
   return grpc::Status::OK;
@@ -260,6 +284,8 @@ absl::Status Receiver::Join(Update& update, const v1::ReceiveBuckets& request) {
   group.rank = static_cast<int>(request.rank());
   group.size = static_cast<int>(request.world_size());
   group.route_to = address;
+  group.name = request.store_prefix();
+  group.kept = request.kept_group();
   absl::Status joined = transport->Join(group, JoinDeadline(*transport, absl::Now(), update.deadline));
   if (!joined.ok()) return joined;
   return Fill(update, [&](uint64_t bucket, void* memory, uint64_t bytes) {
@@ -310,6 +336,10 @@ grpc::Status Receiver::Receive(grpc::ServerContext* context, const v1::ReceiveBu
     SetRpc(update, nullptr);
   }
   const bool match = status.ok() && DigestsMatch(update);
+  if (match) {
+    MutexLock lock(&mutex_);
+    update.received = true;  // this thread has left the transport
+  }
   status = Apply(ReceiverEvent::Kind::kReceived, key, status, match).answer;
   if (!status.ok()) return ToGrpcStatus(status);
   for (const uint64_t digest : update.shadow->digests()) response->add_bucket_digests(digest);

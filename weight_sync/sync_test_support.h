@@ -16,6 +16,7 @@
 #include "engine/base/mutex.h"
 #include "proto/channel.h"
 #include "weight_sync/device_emulation.h"
+#include "weight_sync/image_shadow.h"
 #include "weight_sync/publisher.h"
 #include "weight_sync/receiver.h"
 #include "weight_sync/transport_ipc.h"
@@ -60,20 +61,46 @@ inline uint64_t ExpectedDigest(const ModelConfig& config, DType dtype, const std
 }
 
 // The transport by which the ends of a test meet, and what it is called: "gloo" by default; "nccl" and "ipc" over the
-// emulated device. Set before any end is made.
+// emulated device, with weights in host memory; "nccl_device" and "ipc_device", with weights on the device at both
+// ends. Set before any end is made.
 inline std::string& TestTransport() {
   static std::string name = "gloo";
   return name;
 }
+inline std::string TestTransportName() { return TestTransport().substr(0, TestTransport().find('_')); }
+inline bool TestOnDevice() { return TestTransport() != TestTransportName(); }
+
 // Of one end: a GPU of its own for NCCL, the same one for IPC.
-inline Transports EmulatedTransports() {
-  static std::atomic<int> number{0};
-  const auto own = MakeEmulatedDevice(absl::StrCat("gpu-", getpid(), "-", ++number));
-  const auto shared = MakeEmulatedDevice("gpu");
+struct EmulatedEnd {
+  std::shared_ptr<EmulatedFaults> faults = std::make_shared<EmulatedFaults>();  // of its NCCL
   Transports transports = GlooOnly();
-  transports["nccl"] = NcclKind(own);
-  transports["ipc"] = IpcKind(shared);
-  return transports;
+
+  EmulatedEnd() {
+    static std::atomic<int> number{0};
+    transports["nccl"] = NcclKind(MakeEmulatedDevice(absl::StrCat("gpu-", getpid(), "-", ++number), faults));
+    transports["ipc"] = IpcKind(MakeEmulatedDevice("gpu"));
+  }
+  std::shared_ptr<CommDevice> device() const { return transports.at(TestTransportName()).device; }
+  // The group that this end keeps.
+  std::string kept() const {
+    const auto& kept = transports.at(TestTransportName()).kept;
+    return kept == nullptr ? "" : kept();
+  }
+};
+
+inline Transports EmulatedTransports() { return EmulatedEnd().transports; }
+
+// A set that lies on an emulated device, whose memory is the host's as well.
+inline std::shared_ptr<const Weights> OnHost(const std::shared_ptr<const WeightSet>& set) {
+  const auto* const on_device = dynamic_cast<const ImageWeights*>(set.get());
+  if (on_device == nullptr) return std::dynamic_pointer_cast<const Weights>(set);
+  auto weights = std::make_shared<Weights>(set->config, set->dtype);
+  weights->epoch = set->epoch;
+  weights->version = set->version;
+  for (const Bucket& bucket : on_device->plan.buckets) {
+    StoreBucket(on_device->plan, bucket, static_cast<char*>(on_device->memory.memory) + bucket.begin, weights.get());
+  }
+  return weights;
 }
 
 // The receiving end with a real gRPC server on loopback.
@@ -81,10 +108,17 @@ class RolloutEnd {
  public:
   explicit RolloutEnd(const ModelConfig& config, DType dtype = DType::kF16, int port = 0) {
     WeightReceiverOptions options;
-    options.transports = EmulatedTransports();
+    options.transports = emulated_.transports;
     options.config = config;
     options.dtype = dtype;
     options.metrics = &metrics_;
+    if (TestOnDevice()) {
+      options.device_shadow = [this, config](const BucketPlan& plan,
+                                             WeightId id) -> absl::StatusOr<std::unique_ptr<Shadow>> {
+        if (no_memory_) return absl::ResourceExhaustedError("the GPU has no memory for a second set of weights");
+        return MakeImageShadow(emulated_.device(), config, plan, id);
+      };
+    }
     service_ =
         MakeWeightReceiver(options, [this](std::shared_ptr<const WeightSet> weights, const std::string& in_flight) {
           return Flip(std::move(weights), in_flight);
@@ -101,9 +135,12 @@ class RolloutEnd {
   }
 
   const std::string& address() const { return listening_.address; }
-  // Null until the first flip, or where the set is not the host's.
-  std::shared_ptr<const Weights> weights() const { return std::dynamic_pointer_cast<const Weights>(store_.current()); }
+  int port() const { return std::stoi(address().substr(address().rfind(':') + 1)); }
+  // Null until the first flip.
+  std::shared_ptr<const WeightSet> set() const { return store_.current(); }
+  std::shared_ptr<const Weights> weights() const { return OnHost(set()); }
   MetricsRegistry& metrics() { return metrics_; }
+  EmulatedEnd& emulated() { return emulated_; }
   std::string in_flight() {
     MutexLock lock(&mutex_);
     return in_flight_;
@@ -112,6 +149,7 @@ class RolloutEnd {
     MutexLock lock(&mutex_);
     next_flip_ = std::move(status);
   }
+  void SetNoMemory(bool no_memory) { no_memory_ = no_memory; }
 
  private:
   absl::StatusOr<double> Flip(std::shared_ptr<const WeightSet> weights, const std::string& in_flight) {
@@ -123,6 +161,8 @@ class RolloutEnd {
     return 0.001;
   }
 
+  EmulatedEnd emulated_;
+  std::atomic<bool> no_memory_{false};
   MetricsRegistry metrics_{"rollout"};
   WeightStore store_;
   Mutex mutex_;
@@ -132,17 +172,32 @@ class RolloutEnd {
   ListeningServer listening_;
 };
 
+// Masters of a learner on the emulated device.
+class EmulatedParams : public DeviceParams {
+ public:
+  explicit EmulatedParams(const float* arena) : arena_(arena) {}
+  absl::Status WriteImage(const BucketPlan& plan, void* image) const override {
+    for (const Bucket& bucket : plan.buckets) {
+      RoundBucket(plan, bucket, arena_, static_cast<char*>(image) + bucket.begin);
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  const float* const arena_;
+};
+
 // The sending end.
 class LearnerEnd {
  public:
   explicit LearnerEnd(const ModelConfig& config, DType dtype = DType::kF16, uint64_t bucket_bytes = 64 << 10,
-                      float timeout_seconds = 20) {
+                      float timeout_seconds = 20, const std::string& transport = TestTransportName()) {
     WeightPublisherOptions options;
     options.config = config;
     options.dtype = dtype;
     options.bucket_bytes = bucket_bytes;
-    options.transports = EmulatedTransports();
-    options.sync.set_transport(TestTransport());
+    options.transports = emulated_.transports;
+    options.sync.set_transport(transport);
     options.sync.set_timeout_seconds(timeout_seconds);
     options.sync.set_in_flight("finish");
     options.metrics = &metrics_;
@@ -158,11 +213,31 @@ class LearnerEnd {
     listening_.server->Shutdown(std::chrono::system_clock::now());
     listening_.server->Wait();
   }
-  WeightPublisher* operator->() { return publisher_.get(); }
+  LearnerEnd* operator->() { return this; }
+  // The arena's values, where the test has its weights.
+  absl::StatusOr<UpdateReport> Publish(uint64_t epoch, uint64_t version, const float* arena,
+                                       const std::vector<std::string>& addresses) {
+    const EmulatedParams on_device(arena);
+    const PublishSource source(TestOnDevice() ? &on_device : nullptr, [&]() -> absl::StatusOr<ParamSource> {
+      ++asked_of_host_;
+      return ParamSource(arena);
+    });
+    return Publish(epoch, version, source, addresses);
+  }
+  absl::StatusOr<UpdateReport> Publish(uint64_t epoch, uint64_t version, const PublishSource& source,
+                                       const std::vector<std::string>& addresses) {
+    return publisher_->Publish(epoch, version, source, addresses);
+  }
+  absl::Status CatchUp(const std::string& address) { return publisher_->CatchUp(address); }
+  // How often the values were asked for in host memory.
+  int asked_of_host() const { return asked_of_host_; }
   const std::string& address() const { return listening_.address; }
   MetricsRegistry& metrics() { return metrics_; }
+  EmulatedEnd& emulated() { return emulated_; }
 
  private:
+  EmulatedEnd emulated_;
+  int asked_of_host_ = 0;
   MetricsRegistry metrics_{"learner"};
   std::unique_ptr<WeightPublisher> publisher_;
   ListeningServer listening_;

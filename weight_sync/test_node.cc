@@ -4,7 +4,7 @@
 //   test_node receiver             "address HOST:PORT", then "flip EPOCH VERSION DIGEST" at each commit
 //   test_node sender EPOCH VERSION SEED ADDRESS...    publishes once: "published" or "failed: STATUS"
 //
-// LOCKSTEP_TEST_TRANSPORT is its transport, "gloo" where it is not set; "nccl" and "ipc" are over the emulated device.
+// LOCKSTEP_TEST_TRANSPORT is its transport, "gloo" where it is not set; the others are those of TestTransport.
 // LOCKSTEP_FAILPOINTS makes its faults. It ends when its stdin is closed.
 #include <cstdio>
 #include <cstdlib>
@@ -29,11 +29,16 @@ void WaitForParent() {
 int RunReceiver() {
   WeightReceiverOptions options;
   options.config = SmallModel();
-  options.transports = EmulatedTransports();
+  EmulatedEnd emulated;
+  options.transports = emulated.transports;
+  if (TestOnDevice()) {
+    options.device_shadow = [&](const BucketPlan& plan, WeightId id) {
+      return MakeImageShadow(emulated.device(), options.config, plan, id);
+    };
+  }
   const auto service = MakeWeightReceiver(
       options, [](std::shared_ptr<const WeightSet> set, const std::string&) -> absl::StatusOr<double> {
-        const auto weights = std::dynamic_pointer_cast<const Weights>(set);
-        LOCKSTEP_CHECK(weights != nullptr, "this node's sets lie on the host");
+        const std::shared_ptr<const Weights> weights = OnHost(set);
         Say(absl::StrCat("flip ", weights->epoch, " ", weights->version, " ", DigestHex(WeightsDigest(*weights))));
         return 0.0;
       });

@@ -27,7 +27,9 @@ struct CommDevice;
 struct TransportGroup {
   int rank = 0;
   int size = 1;
-  std::string route_to;  // "host:port" of a peer: tells which local address the others can reach
+  std::string route_to = "";  // "host:port" of a peer: tells which local address the others can reach
+  std::string name = "";      // of a new group: never used twice; "": it is not kept
+  std::string kept = "";      // of the kept group that is to be used again (kept_group.h); "": a new one is formed
 };
 
 // For the connection of the group. A member that died before it joined is seen by this, or by its control call.
@@ -40,14 +42,18 @@ class WeightTransport {
   // How long Join may take where all goes well.
   virtual absl::Duration join_timeout() const { return kJoinTimeout; }
 
-  // Returns once every member is connected.
+  // Returns once every member is connected. ABORTED: the kept group that is asked for is not here.
   virtual absl::Status Join(const TransportGroup& group, absl::Time deadline) = 0;
   // Rank 0: the bytes to every member. Buckets go in order; bucket numbers are the same on both sides.
   virtual absl::Status Send(uint64_t bucket, const void* data, uint64_t bytes, absl::Time deadline) = 0;
+  // Rank 0, after the last bucket: returns once every member has what was sent, where the transport can tell.
+  virtual absl::Status Finish(absl::Time) { return absl::OkStatus(); }
   // Other ranks. On an error the destination may be overwritten in part.
   virtual absl::Status Receive(uint64_t bucket, void* data, uint64_t bytes, absl::Time deadline) = 0;
   // Idempotent.
   virtual void Close() = 0;
+  // Instead of Close, once all buckets are through and no thread is inside: the group may be used again.
+  virtual void Keep() { Close(); }
 };
 
 // A transport of a new group, whose members meet in the table. Its waits end by Join's deadline and by Close.
@@ -56,6 +62,8 @@ struct TransportKind {
   MakeTransport make;
   // Whose memory it sends and fills in place, beside that of the host; null: that of the host only.
   std::shared_ptr<CommDevice> device = nullptr;
+  // The name of the group that this process keeps and can use again, "" where there is none; null: it never keeps one.
+  std::function<std::string()> kept = nullptr;
 };
 // What a process can do, by the names of weight_sync.transport.
 using Transports = std::map<std::string, TransportKind>;

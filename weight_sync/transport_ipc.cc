@@ -1,7 +1,8 @@
 #include "weight_sync/transport_ipc.h"
 
 #include <atomic>
-#include <map>
+#include <deque>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -20,40 +21,60 @@ namespace lockstep {
 namespace {
 
 constexpr uint64_t kSlots = 2;
+// Buckets in memory that stays which may be offered before the first of them is taken.
+constexpr size_t kAhead = 4;
 constexpr size_t kMaxHandleBytes = 255;
 constexpr int kMaxIpcReceivers = 64;  // keys of one bucket in the table
 
 std::string BucketKey(uint64_t bucket) { return absl::StrCat("bucket/", bucket); }
 std::string TakenKey(uint64_t bucket, int rank) { return absl::StrCat("taken/", bucket, "/", rank); }
 
-// What a receiver needs for one bucket.
+// What a receiver needs for one bucket. A handle is of a whole allocation.
 struct Offer {
   uint64_t bytes = 0;
-  std::string memory, event;
+  uint64_t offset = 0;      // of the bucket in the allocation
+  uint64_t allocation = 0;  // bytes
+  std::string memory;
+  std::string event;  // after which the bytes are there; empty: they are
 };
-// "BYTES MEMORY_LENGTH " and the two handles.
+// "BYTES OFFSET ALLOCATION MEMORY_LENGTH " and the two handles.
 std::string Write(const Offer& offer) {
-  return absl::StrCat(offer.bytes, " ", offer.memory.size(), " ", offer.memory, offer.event);
+  return absl::StrCat(offer.bytes, " ", offer.offset, " ", offer.allocation, " ", offer.memory.size(), " ",
+                      offer.memory, offer.event);
 }
 absl::StatusOr<Offer> Read(const std::string& text) {
   Offer offer;
-  const size_t first = text.find(' ');
-  const size_t second = first == std::string::npos ? first : text.find(' ', first + 1);
-  size_t length = 0;
-  if (second == std::string::npos || !absl::SimpleAtoi(text.substr(0, first), &offer.bytes) ||
-      !absl::SimpleAtoi(text.substr(first + 1, second - first - 1), &length) || length > kMaxHandleBytes ||
-      text.size() - second - 1 < length || text.size() - second - 1 - length > kMaxHandleBytes) {
+  uint64_t length = 0;
+  size_t at = 0;
+  const auto number = [&](uint64_t* value) {
+    const size_t space = text.find(' ', at);
+    const bool good = space != std::string::npos && absl::SimpleAtoi(text.substr(at, space - at), value);
+    at = good ? space + 1 : text.size();
+    return good;
+  };
+  const bool numbers = number(&offer.bytes) && number(&offer.offset) && number(&offer.allocation) && number(&length);
+  if (!numbers || length > kMaxHandleBytes || text.size() - at < length ||
+      text.size() - at - length > kMaxHandleBytes || offer.offset > offer.allocation ||
+      offer.bytes > offer.allocation - offer.offset) {
     return absl::DataLossError("the sender's message about a bucket is not one");
   }
-  offer.memory = text.substr(second + 1, length);
-  offer.event = text.substr(second + 1 + length);
+  offer.memory = text.substr(at, length);
+  offer.event = text.substr(at + length);
   return offer;
 }
 
+// That all members have met, and by what name the sender goes.
+struct KeptIpc : KeptGroup {
+  KeptIpc(std::string name, int rank, int size, std::string owner)
+      : KeptGroup(std::move(name), rank, size), owner(std::move(owner)) {}
+  bool Usable() override { return true; }
+  std::string owner;
+};
+
 class IpcTransport : public WeightTransport {
  public:
-  IpcTransport(std::shared_ptr<CommDevice> device, std::shared_ptr<GroupTable> table)
-      : device_(std::move(device)), table_(std::move(table)) {}
+  IpcTransport(std::shared_ptr<CommDevice> device, std::shared_ptr<GroupTable> table, std::shared_ptr<KeptSlot> slot)
+      : device_(std::move(device)), table_(std::move(table)), slot_(std::move(slot)) {}
   ~IpcTransport() override { Close(); }
 
   absl::Status Join(const TransportGroup& group, absl::Time deadline) override {
@@ -64,16 +85,11 @@ class IpcTransport : public WeightTransport {
     if (device_->stuck) return DeviceStuck();
     rank_ = group.rank;
     size_ = group.size;
+    name_ = group.kept.empty() ? group.name : group.kept;
     return Inside("joining", [&]() -> absl::Status {
-      Meeting meeting;
-      meeting.rank = rank_;
-      meeting.size = size_;
-      meeting.self = {ThisHost(), device_->runtime->bus_id()};
-      meeting.deadline = deadline;
-      meeting.cancelled = [this] { return closed_.load(); };
-      const absl::Status met =
-          Meet(*table_, meeting, CheckOneGpu, []() -> absl::StatusOr<std::string> { return std::string(); }).status();
-      if (!met.ok()) return met;
+      const absl::StatusOr<std::string> owner = Owner(group, deadline);
+      if (!owner.ok()) return owner.status();
+      owner_ = *owner;
       absl::StatusOr<void*> stream = device_->runtime->MakeStream();
       if (stream.ok()) stream_ = *stream;
       return stream.status();
@@ -85,14 +101,16 @@ class IpcTransport : public WeightTransport {
     if (FailpointFires("transport.skip_send")) return absl::OkStatus();
     return Inside(absl::StrCat("sending bucket ", bucket), [&] { return Offered(bucket, data, bytes, deadline); });
   }
+  absl::Status Finish(absl::Time deadline) override {
+    if (untaken_.empty()) return absl::OkStatus();
+    return Inside("waiting for the last buckets to be taken", [&] { return AwaitTaken(untaken_.back(), deadline); });
+  }
   absl::Status Receive(uint64_t bucket, void* data, uint64_t bytes, absl::Time deadline) override {
     LOCKSTEP_CHECK(rank_ != 0, "rank 0 does not receive");
     const absl::Status status =
         Inside(absl::StrCat("receiving bucket ", bucket), [&] { return Taken(bucket, data, bytes, deadline); });
-    if (status.ok() && !device_->runtime->IsDeviceMemory(data) && FailpointFires("transport.corrupt_bucket")) {
-      static_cast<char*>(data)[bytes / 2] ^= 0x10;
-    }
-    return status;
+    if (!status.ok() || !FailpointFires("transport.corrupt_bucket")) return status;
+    return CorruptByte(*device_->runtime, static_cast<char*>(data) + bytes / 2);
   }
 
   void Close() override {
@@ -100,8 +118,29 @@ class IpcTransport : public WeightTransport {
     MutexLock lock(&mutex_);
     if (!active_) End();  // else the thread that is inside does it
   }
+  void Keep() override {
+    const bool was_closed = closed_;
+    Close();
+    if (slot_ == nullptr || name_.empty() || was_closed || device_->stuck) return;
+    slot_->Put(std::make_unique<KeptIpc>(name_, rank_, size_, owner_));
+  }
 
  private:
+  // The sender's name for itself: of a kept group, or said at the meeting of a new one.
+  absl::StatusOr<std::string> Owner(const TransportGroup& group, absl::Time deadline) {
+    const std::unique_ptr<KeptGroup> kept = slot_ == nullptr ? nullptr : slot_->Take(group);
+    if (kept != nullptr) return static_cast<KeptIpc*>(kept.get())->owner;
+    if (!group.kept.empty()) return absl::AbortedError("the kept IPC group is not here any more; form a new one");
+    Meeting meeting;
+    meeting.rank = rank_;
+    meeting.size = size_;
+    meeting.self = {ThisHost(), device_->runtime->bus_id()};
+    meeting.deadline = deadline;
+    meeting.cancelled = [this] { return closed_.load(); };
+    return Meet(*table_, meeting, CheckOneGpu,
+                [this]() -> absl::StatusOr<std::string> { return device_->incarnation; });
+  }
+
   // `body` on the one thread that is inside; a failure uses the object up.
   template <typename Body>
   absl::Status Inside(const std::string& what, const Body& body) {
@@ -122,42 +161,74 @@ class IpcTransport : public WeightTransport {
   }
 
   absl::Status Offered(uint64_t bucket, const void* data, uint64_t bytes, absl::Time deadline) {
+    const std::optional<StagingPool::Buffer> image = device_->images.Find(data, bytes);
+    const absl::Status status =
+        image ? OfferImage(bucket, *image, data, bytes, deadline) : OfferSlot(bucket, data, bytes, deadline);
+    if (status.ok()) untaken_.push_back(bucket);
+    return status;
+  }
+
+  // Memory that stays, and in which the bytes are: it is offered itself, and nothing is copied or awaited here.
+  absl::Status OfferImage(uint64_t bucket, const StagingPool::Buffer& image, const void* data, uint64_t bytes,
+                          absl::Time deadline) {
+    if (untaken_.size() >= kAhead) {
+      const absl::Status status = AwaitTaken(untaken_[untaken_.size() - kAhead], deadline);
+      if (!status.ok()) return status;
+    }
+    if (exported_ != image.memory) {
+      absl::StatusOr<std::string> handle = device_->runtime->ExportMemory(image.memory);
+      if (!handle.ok()) return handle.status();
+      exported_ = image.memory;
+      handle_ = *std::move(handle);
+    }
+    const auto offset = static_cast<uint64_t>(static_cast<const char*>(data) - static_cast<const char*>(image.memory));
+    return table_->Set(BucketKey(bucket), Write({bytes, offset, image.bytes, handle_, ""}), deadline);
+  }
+
+  absl::Status OfferSlot(uint64_t bucket, const void* data, uint64_t bytes, absl::Time deadline) {
     DeviceRuntime& runtime = *device_->runtime;
-    absl::Status status = bucket < kSlots ? absl::OkStatus() : AwaitTaken(bucket - kSlots, deadline);
-    if (!status.ok()) return status;
-    StagingPool::Buffer& slot = slots_[bucket % kSlots];
-    if (slot.bytes < bytes) {
-      if (slot.memory != nullptr) device_->staging.Return(slot);
-      slot = {};
+    Slot& slot = slots_[bucket % kSlots];
+    if (slot.bucket) {
+      const absl::Status status = AwaitTaken(*slot.bucket, deadline);
+      if (!status.ok()) return status;
+    }
+    if (slot.buffer.bytes < bytes) {
+      if (slot.buffer.memory != nullptr) device_->staging.Return(slot.buffer);
+      slot.buffer = {};
       absl::StatusOr<StagingPool::Buffer> larger = device_->staging.Take(bytes);
       if (!larger.ok()) return larger.status();
-      slot = *larger;
+      slot.buffer = *larger;
     }
-    status = runtime.Copy(slot.memory, data, bytes, stream_);
-    if (status.ok()) status = runtime.Record(slot.event, stream_);
+    slot.bucket = bucket;
+    absl::Status status = runtime.Copy(slot.buffer.memory, data, bytes, stream_);
+    if (status.ok()) status = runtime.Record(slot.buffer.event, stream_);
     if (!status.ok()) return status;
-    absl::StatusOr<std::string> memory = runtime.ExportMemory(slot.memory);
+    absl::StatusOr<std::string> memory = runtime.ExportMemory(slot.buffer.memory);
     if (!memory.ok()) return memory.status();
-    absl::StatusOr<std::string> event = runtime.ExportEvent(slot.event);
+    absl::StatusOr<std::string> event = runtime.ExportEvent(slot.buffer.event);
     if (!event.ok()) return event.status();
     // The receivers wait for the event themselves.
-    status = table_->Set(BucketKey(bucket), Write({bytes, *memory, *event}), deadline);
+    status = table_->Set(BucketKey(bucket), Write({bytes, 0, slot.buffer.bytes, *memory, *event}), deadline);
     if (!status.ok()) return status;
     return WaitForDevice("the copy into its slot", deadline, closed_, [&] { return runtime.StreamDone(stream_); });
   }
 
+  // This bucket and all before it.
   absl::Status AwaitTaken(uint64_t bucket, absl::Time deadline) {
-    for (int rank = 1; rank < size_; ++rank) {
-      const absl::Status taken =
-          table_->Get(TakenKey(bucket, rank), deadline, [this] { return closed_.load(); }).status();
-      if (absl::IsDeadlineExceeded(taken)) {
-        return absl::DeadlineExceededError(
-            absl::StrCat("rank ", rank, " has not taken bucket ", bucket, " within the deadline; it died or stopped"));
+    for (; !untaken_.empty() && untaken_.front() <= bucket; untaken_.pop_front()) {
+      const uint64_t next = untaken_.front();
+      for (int rank = 1; rank < size_; ++rank) {
+        const absl::Status taken =
+            table_->Get(TakenKey(next, rank), deadline, [this] { return closed_.load(); }).status();
+        if (absl::IsDeadlineExceeded(taken)) {
+          return absl::DeadlineExceededError(
+              absl::StrCat("rank ", rank, " has not taken bucket ", next, " within the deadline; it died or stopped"));
+        }
+        if (!taken.ok()) return taken;
+        table_->Erase(TakenKey(next, rank));
       }
-      if (!taken.ok()) return taken;
-      table_->Erase(TakenKey(bucket, rank));
+      table_->Erase(BucketKey(next));
     }
-    table_->Erase(BucketKey(bucket));
     return absl::OkStatus();
   }
 
@@ -174,27 +245,19 @@ class IpcTransport : public WeightTransport {
     if (offer->bytes != bytes) {
       return absl::DataLossError(absl::StrCat("the sender offers ", offer->bytes, " bytes, expected are ", bytes));
     }
-    const absl::StatusOr<void*> memory = Opened(&memories_, offer->memory, &DeviceRuntime::OpenMemory);
+    const absl::StatusOr<void*> memory = device_->opened.Open(HandleKind::kMemory, owner_, offer->memory, &opened_);
     if (!memory.ok()) return memory.status();
-    const absl::StatusOr<void*> event = Opened(&events_, offer->event, &DeviceRuntime::OpenEvent);
-    if (!event.ok()) return event.status();
-    absl::Status status =
-        WaitForDevice("the sender's copy", deadline, closed_, [&] { return runtime.EventDone(*event); });
-    if (status.ok()) status = runtime.Copy(data, *memory, bytes, stream_);
+    absl::Status status;
+    if (!offer->event.empty()) {
+      const absl::StatusOr<void*> event = device_->opened.Open(HandleKind::kEvent, owner_, offer->event, &opened_);
+      if (!event.ok()) return event.status();
+      status = WaitForDevice("the sender's copy", deadline, closed_, [&] { return runtime.EventDone(*event); });
+    }
+    if (status.ok()) status = runtime.Copy(data, static_cast<const char*>(*memory) + offer->offset, bytes, stream_);
     if (status.ok()) {
-      status = WaitForDevice("the copy from its slot", deadline, closed_, [&] { return runtime.StreamDone(stream_); });
+      status = WaitForDevice("the copy of the bucket", deadline, closed_, [&] { return runtime.StreamDone(stream_); });
     }
     return status.ok() ? table_->Set(TakenKey(bucket, rank_), "", deadline) : status;
-  }
-
-  // Each handle is opened once.
-  absl::StatusOr<void*> Opened(std::map<std::string, void*>* opened, const std::string& handle,
-                               absl::StatusOr<void*> (DeviceRuntime::*open)(const std::string&)) {
-    const auto found = opened->find(handle);
-    if (found != opened->end()) return found->second;
-    absl::StatusOr<void*> made = (device_->runtime.get()->*open)(handle);
-    if (made.ok()) opened->emplace(handle, *made);
-    return made;
   }
 
   // Waits for the copy that may be under way: the caller's memory must not be written once the call is back.
@@ -211,20 +274,24 @@ class IpcTransport : public WeightTransport {
       return;
     }
     device_->runtime->FreeStream(stream);
-    for (const auto& [handle, memory] : memories_) device_->runtime->CloseMemory(memory);
-    for (const auto& [handle, event] : events_) device_->runtime->FreeEvent(event);
-    memories_.clear();
-    events_.clear();
-    for (StagingPool::Buffer& slot : slots_) {
-      if (slot.memory != nullptr) device_->staging.Return(slot);
+    device_->opened.Keep(std::move(opened_));
+    opened_.clear();
+    for (Slot& slot : slots_) {
+      if (slot.buffer.memory != nullptr) device_->staging.Return(slot.buffer);
       slot = {};
     }
   }
 
   static constexpr absl::Duration kCopyLimit = absl::Seconds(2);
+  struct Slot {
+    StagingPool::Buffer buffer;
+    std::optional<uint64_t> bucket;  // what is in it
+  };
 
   const std::shared_ptr<CommDevice> device_;
   const std::shared_ptr<GroupTable> table_;
+  const std::shared_ptr<KeptSlot> slot_;  // may be null
+  std::string name_;
   int rank_ = 0;
   int size_ = 1;
   std::atomic<bool> closed_{false};
@@ -232,20 +299,26 @@ class IpcTransport : public WeightTransport {
   bool active_ ABSL_GUARDED_BY(mutex_) = false;
   // Of the thread that is inside, or of End when none is.
   void* stream_ = nullptr;
-  StagingPool::Buffer slots_[kSlots];      // sender
-  std::map<std::string, void*> memories_;  // receivers: by handle
-  std::map<std::string, void*> events_;
+  Slot slots_[kSlots];              // sender, as are the next three
+  std::deque<uint64_t> untaken_;    // offered buckets, ascending
+  const void* exported_ = nullptr;  // the image that handle_ is of
+  std::string handle_;
+  std::string owner_;  // receivers
+  OpenedSet opened_;
 };
 
 }  // namespace
 
-std::unique_ptr<WeightTransport> MakeIpcTransport(std::shared_ptr<CommDevice> device,
-                                                  std::shared_ptr<GroupTable> table) {
-  return std::make_unique<IpcTransport>(std::move(device), std::move(table));
+std::unique_ptr<WeightTransport> MakeIpcTransport(std::shared_ptr<CommDevice> device, std::shared_ptr<GroupTable> table,
+                                                  std::shared_ptr<KeptSlot> slot) {
+  return std::make_unique<IpcTransport>(std::move(device), std::move(table), std::move(slot));
 }
 
 TransportKind IpcKind(std::shared_ptr<CommDevice> device) {
-  return {[device](std::shared_ptr<GroupTable> table) { return MakeIpcTransport(device, std::move(table)); }, device};
+  auto slot = std::make_shared<KeptSlot>();
+  return {
+      [device, slot](std::shared_ptr<GroupTable> table) { return MakeIpcTransport(device, std::move(table), slot); },
+      device, [slot] { return slot->Name(); }};
 }
 
 }  // namespace lockstep

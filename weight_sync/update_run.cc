@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <deque>
 #include <functional>
+#include <map>
+#include <set>
 #include <thread>
 #include <utility>
 
@@ -62,11 +64,19 @@ struct Shared {
   std::vector<double> pause_seconds ABSL_GUARDED_BY(mutex);
   int digest_mismatches ABSL_GUARDED_BY(mutex) = 0;
   int buckets_sent ABSL_GUARDED_BY(mutex) = 0;
+  // By server: the attempt and the group that its last vote said it keeps.
+  std::map<int, std::pair<uint32_t, std::string>> kept ABSL_GUARDED_BY(mutex);
+  // Of an attempt: members whose buckets arrived and are right, and whether the sender's part was well.
+  std::map<uint32_t, int> received ABSL_GUARDED_BY(mutex);
+  std::set<uint32_t> sent ABSL_GUARDED_BY(mutex);
 };
 
 struct Transfer {
   std::shared_ptr<WeightTransport> transport;
   std::string prefix;
+  uint32_t attempt = 0;
+  std::string group;  // a kept one's name, or the prefix
+  std::vector<int> members;
   std::thread thread;
 };
 
@@ -150,6 +160,10 @@ class Run {
                                    if (event.status.ok() && !call->response.ready()) {
                                      event.status = absl::InvalidArgumentError(call->response.reason());
                                    }
+                                   if (event.status.ok()) {
+                                     MutexLock lock(&shared->mutex);
+                                     shared->kept[action.server] = {action.key.attempt, call->response.kept_group()};
+                                   }
                                    shared->queue.Push(std::move(event));
                                  });
   }
@@ -158,19 +172,45 @@ class Run {
     Transfer transfer;
     transfer.prefix =
         absl::StrCat("weights/", action.key.id.epoch, "/", action.key.id.version, "/", action.key.attempt);
-    transfer.transport = options_.make_transport(MakeLocalGroupTable(options_.store, transfer.prefix));
-    for (size_t i = 0; i < action.members.size(); ++i) Receive(action, i, transfer.prefix);
+    transfer.transport = options_.transport.make(MakeLocalGroupTable(options_.store, transfer.prefix));
+    transfer.attempt = action.key.attempt;
+    transfer.members = action.members;
     TransportGroup group;
     group.size = static_cast<int>(action.members.size()) + 1;
     group.route_to = RouteTo(action.members);
+    group.name = transfer.prefix;
+    group.kept = KeptBy(action);
+    transfer.group = group.kept.empty() ? group.name : group.kept;
+    for (size_t i = 0; i < action.members.size(); ++i) Receive(action, i, transfer.prefix, group.kept);
     transfer.thread = std::thread([this, action, group, transport = transfer.transport] {
       SenderEvent event;
       event.kind = EventKind::kSent;
       event.key = action.key;
       event.status = Send(*transport, group, action.deadline);
+      if (event.status.ok()) {
+        MutexLock lock(&shared_->mutex);
+        shared_->sent.insert(action.key.attempt);
+      }
       shared_->queue.Push(std::move(event));
     });
     transfers_.push_back(std::move(transfer));
+  }
+
+  // The group of the last run, where this process and every member in its place say that they keep it; else "".
+  std::string KeptBy(const SenderAction& action) {
+    if (options_.kept.group.empty() || options_.kept.addresses.size() != action.members.size() ||
+        options_.transport.kept == nullptr || options_.transport.kept() != options_.kept.group) {
+      return "";
+    }
+    MutexLock lock(&shared_->mutex);
+    for (size_t i = 0; i < action.members.size(); ++i) {
+      const auto [attempt, group] = shared_->kept[action.members[i]];
+      if (options_.peers[static_cast<size_t>(action.members[i])]->address != options_.kept.addresses[i] ||
+          attempt != action.key.attempt || group != options_.kept.group) {
+        return "";
+      }
+    }
+    return options_.kept.group;
   }
 
   // A member on another machine where there is one: the local address towards it serves those on this machine as well.
@@ -198,29 +238,31 @@ class Run {
         ++shared_->buckets_sent;
       }
     }
-    return status;
+    return status.ok() ? transport.Finish(BucketDeadline(2 * snapshot.plan.max_bytes, absl::Now(), deadline)) : status;
   }
 
-  void Receive(const SenderAction& action, size_t member, const std::string& prefix) {
+  void Receive(const SenderAction& action, size_t member, const std::string& prefix, const std::string& kept) {
     const int server = action.members[member];
     auto call = MakeCall<v1::ReceiveBuckets, v1::Received>(action);
     call->request.set_store_prefix(prefix);
+    call->request.set_kept_group(kept);
     call->request.set_rank(static_cast<uint32_t>(member + 1));
     call->request.set_world_size(static_cast<uint32_t>(action.members.size() + 1));
     auto peer = options_.peers[static_cast<size_t>(server)];
     peer->update->async()->Receive(
         &call->context, &call->request, &call->response,
-        [call, action, server, peer, shared = shared_, snapshot = options_.snapshot](const grpc::Status& status) {
+        [call, action, server, peer, shared = shared_, expected = digests_](const grpc::Status& status) {
           SenderEvent event = Answer(action, server, EventKind::kReceived, status);
           const auto& digests = call->response.bucket_digests();
-          int mismatches = digests.size() == static_cast<int>(snapshot->digests.size()) ? 0 : 1;
+          int mismatches = digests.size() == static_cast<int>(expected->size()) ? 0 : 1;
           for (int i = 0; i < digests.size() && mismatches == 0; ++i) {
-            if (digests[i] != snapshot->digests[static_cast<size_t>(i)]) ++mismatches;
+            if (digests[i] != (*expected)[static_cast<size_t>(i)]) ++mismatches;
           }
           event.digests_match = mismatches == 0;
           if (status.ok()) {
             MutexLock lock(&shared->mutex);
             shared->digest_mismatches += mismatches;
+            if (event.digests_match) ++shared->received[action.key.attempt];
           }
           shared->queue.Push(std::move(event));
         });
@@ -265,10 +307,25 @@ class Run {
 
   void CloseTransfers() {
     for (Transfer& transfer : transfers_) {
-      transfer.transport->Close();
-      transfer.thread.join();
+      // The last one, if all members have all of it: they keep their end as well.
+      if (&transfer == &transfers_.back() && Complete(transfer)) {
+        transfer.thread.join();
+        transfer.transport->Keep();
+        outcome_.kept.group = transfer.group;
+        for (const int member : transfer.members) {
+          outcome_.kept.addresses.push_back(options_.peers[static_cast<size_t>(member)]->address);
+        }
+      } else {
+        transfer.transport->Close();
+        transfer.thread.join();
+      }
       options_.store->ErasePrefix(transfer.prefix + "/");
     }
+  }
+  bool Complete(const Transfer& transfer) {
+    MutexLock lock(&shared_->mutex);
+    return shared_->sent.count(transfer.attempt) > 0 &&
+           shared_->received[transfer.attempt] == static_cast<int>(transfer.members.size());
   }
 
   UpdateOutcome Outcome() {
@@ -289,6 +346,9 @@ class Run {
   }
 
   const UpdateRunOptions options_;
+  // Of the snapshot, which answers that come late must not hold: its memory is that of the next one.
+  const std::shared_ptr<const std::vector<uint64_t>> digests_ =
+      std::make_shared<const std::vector<uint64_t>>(options_.snapshot->digests);
   const std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
   SenderState state_;
   std::vector<Transfer> transfers_;

@@ -25,6 +25,11 @@ struct ServerPeer {
 };
 std::shared_ptr<ServerPeer> MakeServerPeer(const std::string& address);
 
+struct KeptMembers {
+  std::string group;  // "": none
+  std::vector<std::string> addresses;
+};
+
 struct UpdateRunOptions {
   std::shared_ptr<const WeightSnapshot> snapshot;
   std::vector<std::shared_ptr<ServerPeer>> peers;
@@ -32,7 +37,9 @@ struct UpdateRunOptions {
   std::string source_address;
   std::string in_flight;
   std::string transport_name = "gloo";
-  MakeTransport make_transport = MakeGlooTransport;
+  TransportKind transport = {MakeGlooTransport};
+  // The group of the last run that may be used again: its name, and the addresses of its ranks from 1 on.
+  KeptMembers kept;
   absl::Duration budget;
   uint32_t first_attempt = 1;  // kMaxAttempts numbers from here belong to this run
 };
@@ -44,6 +51,7 @@ struct UpdateOutcome {
   int buckets_sent = 0;
   double begin_seconds = 0;
   double commit_seconds = 0;
+  KeptMembers kept;  // for the next run
 };
 
 // Returns within budget + kAbortGrace.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <thread>
 #include <utility>
 
@@ -12,6 +13,22 @@ namespace {
 
 constexpr unsigned kMaxThreads = 8;
 
+class HostSnapshot : public WeightSnapshot {
+ public:
+  explicit HostSnapshot(BucketPlan cut) : bytes_(cut.total_bytes) {
+    plan = std::move(cut);
+    image = bytes_.As<char>();
+  }
+  absl::Status Read(uint64_t begin, uint64_t bytes, char* to) const override {
+    std::memcpy(to, image + begin, bytes);
+    return absl::OkStatus();
+  }
+  char* Place(const Bucket& bucket) { return bytes_.As<char>() + bucket.begin; }
+
+ private:
+  Buffer bytes_;
+};
+
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<const WeightSnapshot>> MakeSnapshot(const ModelConfig& config, const ParamLayout& layout,
@@ -19,16 +36,14 @@ absl::StatusOr<std::shared_ptr<const WeightSnapshot>> MakeSnapshot(const ModelCo
                                                                    ParamSource params) {
   absl::StatusOr<BucketPlan> plan = MakeBucketPlan(layout, dtype, bucket_bytes);
   if (!plan.ok()) return plan.status();
-  auto snapshot = std::make_shared<WeightSnapshot>();
+  auto snapshot = std::make_shared<HostSnapshot>(*std::move(plan));
   snapshot->id = id;
-  snapshot->plan = *std::move(plan);
-  snapshot->bytes = Buffer(snapshot->plan.total_bytes);
   snapshot->digests.resize(snapshot->plan.buckets.size());
   std::atomic<size_t> next{0};
   const auto work = [&] {
     const std::vector<Bucket>& buckets = snapshot->plan.buckets;
     for (size_t i = next++; i < buckets.size(); i = next++) {
-      char* const wire = snapshot->bytes.As<char>() + buckets[i].begin;
+      char* const wire = snapshot->Place(buckets[i]);
       if (params.weights != nullptr) {
         LoadBucket(snapshot->plan, buckets[i], *params.weights, wire);
       } else {

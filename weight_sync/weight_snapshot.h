@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/model/model.h"
 #include "proto/weight_sync.pb.h"
@@ -13,17 +14,24 @@
 
 namespace lockstep {
 
-struct WeightSnapshot {
+class WeightSnapshot {
+ public:
+  virtual ~WeightSnapshot() = default;
+
+  // In the memory where the image lies: what a transport is given.
+  const char* BucketData(size_t bucket) const { return image + plan.buckets[bucket].begin; }
+  // Bytes [begin, begin + bytes) of the image into memory of the host. Thread safe.
+  virtual absl::Status Read(uint64_t begin, uint64_t bytes, char* to) const = 0;
+
   WeightId id;
   BucketPlan plan;
-  Buffer bytes;  // plan.total_bytes: the buckets one after the other
   std::vector<uint64_t> digests;
   v1::UpdateManifest manifest;
-
-  const char* BucketData(size_t bucket) const { return bytes.As<char>() + plan.buckets[bucket].begin; }
+  const char* image = nullptr;  // plan.total_bytes: the buckets one after the other
 };
 
-// Rounds the parameters bucket by bucket, on all cores, and digests what it wrote.
+// In host memory: rounds the parameters bucket by bucket, on all cores, and digests what it wrote. The one on a device
+// is in device_snapshot.h.
 absl::StatusOr<std::shared_ptr<const WeightSnapshot>> MakeSnapshot(const ModelConfig& config, const ParamLayout& layout,
                                                                    DType dtype, uint64_t bucket_bytes, WeightId id,
                                                                    ParamSource params);
