@@ -409,10 +409,9 @@ void Sampling() {
   plain[5].temperature = 0;
   const Memory device_plain(plain), device_cut(cut), device_inverse(inverse);
   const Memory states(sizeof(LogitState) * rows), lse(sizeof(float) * rows);
-  Must(LogProbAccumulate(logits.view, 0, nullptr, device_inverse.As<float>(), states.As<LogitState>(),
-                         /*scratch=*/nullptr, {}),
-       "lse");
-  Must(LogProbFinish(states.As<LogitState>(), rows, nullptr, nullptr, lse.As<float>(), {}), "lse");
+  LogitState* const state = states.As<LogitState>();
+  Must(LogProbAccumulate(logits.view, 0, nullptr, device_inverse.As<float>(), state, /*scratch=*/nullptr, {}), "lse");
+  Must(LogProbFinish(state, rows, nullptr, nullptr, lse.As<float>(), {}), "lse");
   const Memory tokens(sizeof(int32_t) * rows), log_probs(sizeof(float) * rows);
   const Memory scratch(static_cast<size_t>(SampleScratchBytes(rows, vocabulary)));
   Must(Sample(logits.view, device_plain.As<SamplingRow>(), lse.As<float>(), tokens.As<int32_t>(), log_probs.As<float>(),

@@ -16,10 +16,11 @@ struct alignas(16) Chunk {
 };
 
 // Eight elements to shared memory, of which `count` exist (none: count <= 0); the others become 0. None at all goes the
-// fast way too: else the threads of rows that are not there would send their warp both ways, step after step.
-__device__ inline void CopyChunk(void* shared, const uint16_t* from, int count, bool aligned) {
+// fast way too: else the threads of rows that are not there would send their warp both ways, step after step. Their
+// copies read nothing, but name `somewhere`, which exists.
+__device__ inline void CopyChunk(void* shared, const uint16_t* from, int count, bool aligned, const void* somewhere) {
   if (aligned && (count >= kVector || count <= 0)) {
-    CpAsync16(shared, from, count > 0);
+    CpAsync16(shared, count > 0 ? from : somewhere, count > 0);
     return;
   }
   Chunk chunk;
@@ -48,12 +49,12 @@ class Tile {
     elements_left_ = kByReduction ? extent - i : reduction_end - r;
   }
 
-  // The next kDepth of the reduction, to `tile`.
-  __device__ void Load(unsigned char* tile) {
+  // The next kDepth of the reduction, to `tile`. start: the operand's.
+  __device__ void Load(unsigned char* tile, const void* start) {
 #pragma unroll
     for (unsigned u = 0; u < kLines / kLinesAtOnce; ++u) {
       CopyChunk(tile + Offset(line_ + u * kLinesAtOnce, chunk_), from_ + u * kLinesAtOnce * stride_,
-                static_cast<int>(u * kLinesAtOnce) < lines_left_ ? elements_left_ : 0, aligned_);
+                static_cast<int>(u * kLinesAtOnce) < lines_left_ ? elements_left_ : 0, aligned_, start);
     }
     from_ += kByReduction ? kDepth * stride_ : kDepth;
     (kByReduction ? lines_left_ : elements_left_) -= kDepth;

@@ -55,8 +55,8 @@ __global__ __launch_bounds__(Shape::kWarpsMax* kWarp) void SkinnyKernel(Product 
   const auto load = [&](int step) {
     if (step < steps) {
       unsigned char* stage = shared + step % kStages * kStageBytes;
-      a.Load(stage);
-      b.Load(stage + TileA::kBytes);
+      a.Load(stage, p.a.data);
+      b.Load(stage + TileA::kBytes, p.b.data);
     }
     CpAsyncCommit();
   };

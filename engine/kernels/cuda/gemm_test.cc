@@ -103,7 +103,8 @@ TEST(GemmSliceTest, SlicesDependOnTheWeightAloneAndCoverIt) {
 struct Sizes {
   int64_t rows, n, k;
 };
-constexpr Sizes kSizes[] = {{1, 1, 1}, {3, 17, 40}, {9, 70, 64}, {33, 24, 330}, {70, 130, 130}, {2, 16, 0}};
+constexpr Sizes kSizes[] = {{1, 1, 1},     {3, 17, 40},    {9, 70, 64}, {33, 24, 330},
+                            {20, 40, 530}, {70, 130, 130}, {2, 16, 0}};
 
 TEST_P(GemmTest, LinearIsTheChainOfItsContractInEveryTile) {
   for (const auto [rows, n, k] : kSizes) {

@@ -67,8 +67,8 @@ __global__ __launch_bounds__(Shape::kThreads, Shape::kBlocks) void TileKernel(Pr
   const auto load = [&](int step) {
     if (step < steps) {
       unsigned char* stage = shared + step % Shape::kStages * Shape::kStageBytes;
-      a.Load(stage);
-      b.Load(stage + TileA::kBytes);
+      a.Load(stage, p.a.data);
+      b.Load(stage + TileA::kBytes, p.b.data);
     }
     CpAsyncCommit();
   };

@@ -48,8 +48,8 @@ __device__ inline void LdMatrix2Trans(uint32_t (&r)[2], const void* shared_row) 
 }
 
 // Copies 16 bytes to shared memory while the thread goes on; both pointers are multiples of 16. Not valid: writes
-// zeros and does not read `global`. The bytes are there, for this thread, once CpAsyncWait says so, for others after a
-// barrier behind that.
+// zeros and does not read `global`, which exists all the same. The bytes are there, for this thread, once CpAsyncWait
+// says so, for others after a barrier behind that.
 __device__ inline void CpAsync16(void* shared, const void* global, bool valid) {
   instructions::CopyAsync16(shared, global, valid);
 }

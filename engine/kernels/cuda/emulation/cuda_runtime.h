@@ -24,6 +24,7 @@
 #include <map>
 
 #include "engine/kernels/cuda/emulation/fibers.h"
+#include "engine/kernels/cuda/emulation/races.h"
 #include "engine/kernels/cuda/emulation/runtime.h"
 
 #define __global__
@@ -100,7 +101,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
       threadIdx = dim3(thread, 0, 0);
       if (block_index != fresh_block) std::memset(emulated_dynamic_shared, 0xFF, shared);
       fresh_block = block_index;
+      lockstep::emulation::races::EnterKernel();
       kernel(args...);
+      lockstep::emulation::races::LeaveKernel();
     };
     const auto resume = [](unsigned thread) { threadIdx = dim3(thread, 0, 0); };
     lockstep::emulation::RunGrid(grid.x * grid.y, block.x, early, body, resume);

@@ -43,6 +43,7 @@ struct Page {
 };
 
 struct Thread {
+  bool inside = false;  // the kernel
   bool awaited = true;
   uint32_t barriers = 0;
   // What the thread knows of its warp: entry l is the clock of lane l up to which it is ordered behind it.
@@ -207,6 +208,15 @@ void RunThread(unsigned thread, const char* stack, size_t stack_bytes) {
   s.stack = {reinterpret_cast<uintptr_t>(stack), reinterpret_cast<uintptr_t>(stack) + stack_bytes};
 }
 
+void EnterKernel() {
+  State& s = Get();
+  s.threads[s.thread].inside = true;
+}
+void LeaveKernel() {
+  State& s = Get();
+  s.threads[s.thread].inside = false;
+}
+
 void AwaitPrevious() {
   State& s = Get();
   if (s.enabled) s.threads[s.thread].awaited = true;
@@ -252,7 +262,9 @@ void EndCopy(const void* to, const void* from) {
 
 void Access(const void* address, size_t bytes, bool write, const void* at) {
   State& s = Get();
-  if (!s.enabled || !s.running || s.busy || s.stack.Has(reinterpret_cast<uintptr_t>(address))) return;
+  if (!s.enabled || !s.running || s.busy || !s.threads[s.thread].inside ||
+      s.stack.Has(reinterpret_cast<uintptr_t>(address)))
+    return;
   s.busy = true;
   ForUnits(s, address, bytes,
            [&](Unit& unit, uint16_t halves, bool shared) { Follow(s, unit, Now(s, halves, at), write, shared); });

@@ -25,6 +25,9 @@ void BeginGrid(bool early);
 void BeginBlock(unsigned block, unsigned threads);
 // `stack`: of the thread that runs from here on; null: the scheduler does, whose accesses are nobody's.
 void RunThread(unsigned thread, const char* stack, size_t stack_bytes);
+// The running thread is in the kernel from here on, to there: what is around it is the emulation's own.
+void EnterKernel();
+void LeaveKernel();
 // The running thread may touch global memory from here on, in a grid that begins early.
 void AwaitPrevious();
 // The running thread has come to a barrier of the block, or ends.

@@ -161,7 +161,7 @@ __global__ void CopyKernel(int* out) {
   int* const mine = reinterpret_cast<int*>(shared + 16 * threadIdx.x);
   const int* const other = reinterpret_cast<int*>(shared + 16 * (threadIdx.x ^ 1));
   for (int i = 0; i < 2; ++i) {
-    cuda::instructions::CopyAsync16(mine, nullptr, false);
+    cuda::instructions::CopyAsync16(mine, out + 2048, false);
     cuda::instructions::CommitCopies();
     if (kWhat != 2) cuda::instructions::WaitCopies<0>();
     if (kWhat != 1) __syncthreads();
