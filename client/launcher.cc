@@ -163,15 +163,20 @@ std::string Launcher::WayOn() const {
   return options_.mode == "rl" ? "; lockstep run with --resume goes on from the last checkpoint" : "";
 }
 
+bool Launcher::HasServers() const {
+  return std::any_of(servers_.begin(), servers_.end(), [](const Server& server) { return server.child != nullptr; });
+}
+
 void Launcher::Bury(Server& server, std::vector<std::string>* events) {
   events->push_back(server.child->Reason());
   const bool needs_reset = *server.child->Poll() == kExitResetDevice;
   if (needs_reset || ++server.restarts > kMaxRestarts) {
-    events->push_back(absl::StrCat(
-        server.child->name(),
-        needs_reset ? "'s GPU cannot be used before it is reset" : absl::StrCat(" ended ", server.restarts, " times"),
-        "; the run goes on without it"));
+    const std::string name = server.child->name();
     server.child = nullptr;
+    events->push_back(absl::StrCat(
+        name,
+        needs_reset ? "'s GPU cannot be used before it is reset" : absl::StrCat(" ended ", server.restarts, " times"),
+        HasServers() ? "; the run goes on without it" : ""));
     return;
   }
   server.ended = true;
@@ -198,9 +203,7 @@ absl::Status Launcher::Tend(std::vector<std::string>* events, int* exit_code) {
       const int code = *server.child->Poll();
       const std::string reason = server.child->Reason();
       Bury(server, events);
-      const bool some_left =
-          std::any_of(servers_.begin(), servers_.end(), [](const Server& other) { return other.child != nullptr; });
-      if (!some_left) {
+      if (!HasServers()) {
         *exit_code = code == 0 ? 1 : code;
         return absl::UnavailableError(absl::StrCat("no rollout server is left; the last: ", reason, WayOn()));
       }

@@ -67,6 +67,7 @@ class Launcher {
   int Ranks() const;
   absl::Status StartServer(int index);
   std::string WayOn() const;  // of a run that is over before its end
+  bool HasServers() const;    // that run, or will again
   // The server has ended: when it is to be started again, or not at all.
   void Bury(Server& server, std::vector<std::string>* events);
   absl::Status StartLearner(int rank, const std::string& rollout_addresses);
