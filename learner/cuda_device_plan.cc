@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/digest.h"
 #include "engine/cuda/device_decoder.h"
 #include "engine/cuda/device_optimizer.h"
 #include "engine/cuda/device_weights.h"
@@ -28,28 +29,33 @@ Numerics NumericsOf(const DevicePlanInputs& in) {
 // As weight_sync/comm_device.h rounds.
 uint64_t StagingBytes(uint64_t bytes) { return std::bit_ceil(std::max(bytes, kSmallestStaging)); }
 
+// "auto" may choose either.
 bool StaysOnDevices(const DevicePlanInputs& in) {
   const std::string& transport = in.config.weight_sync().transport();
-  return in.updates && (transport == "nccl" || transport == "ipc");
+  return in.updates && (transport == "nccl" || transport == "ipc" || transport == "auto");
 }
 
-// The buckets of an update in the sender's memory, one after the other.
-uint64_t ImageBytes(const DevicePlanInputs& in) {
-  return static_cast<uint64_t>(ParamLayout(in.model).total_size) * DTypeSize(in.rollout_dtype);
+absl::StatusOr<BucketPlan> UpdatePlan(const DevicePlanInputs& in) {
+  const v1::WeightSyncConfig& sync = in.config.weight_sync();
+  return MakeBucketPlan(ParamLayout(in.model), in.rollout_dtype, BucketBytes(sync, sync.transport()));
+}
+
+// The image of an update in the sender's memory, and its digests (weight_sync/device_snapshot.h).
+uint64_t ImageBytes(const BucketPlan& plan) {
+  uint64_t digests = 0;
+  for (const Bucket& bucket : plan.buckets) digests += DigestBlocks(bucket.bytes) * sizeof(uint64_t);
+  return plan.total_bytes + StagingBytes(digests);
 }
 
 // What a server takes for an update beside the set that it fills.
-absl::StatusOr<uint64_t> ReceiverBytes(const DevicePlanInputs& in) {
-  const uint64_t bucket = uint64_t{in.config.weight_sync().bucket_mib()} << 20;
-  const auto plan = MakeBucketPlan(ParamLayout(in.model), in.rollout_dtype, bucket);
-  if (!plan.ok()) return plan.status();
+uint64_t ReceiverBytes(const DevicePlanInputs& in, const BucketPlan& plan) {
   std::vector<cuda::ImagePiece> pieces;
-  for (const Bucket& cut : plan->buckets) pieces.push_back({cut.begin, cut.bytes});
+  for (const Bucket& cut : plan.buckets) pieces.push_back({cut.begin, cut.bytes});
   return cuda::SetWriter::Bytes(in.model, in.rollout_dtype, pieces);
 }
 
 // sends: the updates, as rank 0 does.
-ProcessMemory Rank(const DevicePlanInputs& in, bool sends) {
+absl::StatusOr<ProcessMemory> Rank(const DevicePlanInputs& in, bool sends) {
   const uint64_t weights = cuda::DeviceWeights::Bytes(in.model, in.learner_dtype);
   const bool lora = in.adapter_elements > 0;
   const auto size = lora ? in.adapter_elements : cuda::ArenaLayout(in.model).size;
@@ -70,7 +76,11 @@ ProcessMemory Rank(const DevicePlanInputs& in, bool sends) {
                                            in.config.learner().activation_recompute(), in.config.lora().rank())});
   rank.pools.push_back({"scratch", optimizer - 4 * floats + decoder + cuda::GemmBytes(NumericsOf(in))});
   if (in.staged_bytes > 0) rank.pools.push_back({"staging", StagingBytes(in.staged_bytes)});
-  if (sends && StaysOnDevices(in)) rank.pools.push_back({"update image", ImageBytes(in)});
+  if (sends && StaysOnDevices(in)) {
+    const auto plan = UpdatePlan(in);
+    if (!plan.ok()) return plan.status();
+    rank.pools.push_back({"update image", ImageBytes(*plan)});
+  }
   rank.pools.push_back({"context", kContextBytes});
   return rank;
 }
@@ -108,9 +118,9 @@ absl::StatusOr<ProcessMemory> Server(const DevicePlanInputs& in, uint64_t free_b
     if (older) server.pools.push_back({"older weights", 2 * weights});
   }
   if (StaysOnDevices(in)) {
-    const auto bytes = ReceiverBytes(in);
-    if (!bytes.ok()) return bytes.status();
-    server.pools.push_back({"staging", *bytes});
+    const auto plan = UpdatePlan(in);
+    if (!plan.ok()) return plan.status();
+    server.pools.push_back({"staging", ReceiverBytes(in, *plan)});
   }
   server.pools.push_back(
       {"KV cache", static_cast<uint64_t>(*pages) * cuda::DeviceKv::BytesPerPage(in.model, in.rollout_dtype)});
@@ -201,7 +211,9 @@ absl::StatusOr<DevicePlan> PlanCudaDevices(const DevicePlanInputs& in) {
   for (int rank = 0; in.trains && rank < ranks; ++rank) {
     const int device = cuda::DeviceOfProcess(rank);
     placement.ranks.push_back(device);
-    absl::Status status = devices.Add(device, Rank(in, /*sends=*/rank == 0));
+    auto process = Rank(in, /*sends=*/rank == 0);
+    if (!process.ok()) return process.status();
+    absl::Status status = devices.Add(device, *std::move(process));
     if (!status.ok()) return status;
   }
   DevicePlan plan = devices.Take();

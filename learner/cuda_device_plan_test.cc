@@ -221,27 +221,31 @@ TEST_F(CudaDevicePlanTest, WhatUpdatesTakeLiesOnTheirProcessDevice) {
   EXPECT_EQ(Pool(plan.devices[0], "learner", "update image"), 0u) << "over the host";
   EXPECT_EQ(Pool(plan.devices[0], "rollout server", "staging"), 0u);
   const uint64_t image = 2 * static_cast<uint64_t>(ParamLayout(in.model).total_size);
-  for (const char* const transport : {"ipc", "nccl"}) {
+  const auto sent = [](const DeviceMemoryPlan& device) { return Pool(device, "learner", "update image"); };
+  for (const char* const transport : {"ipc", "nccl", "auto"}) {
     in.config.mutable_weight_sync()->set_transport(transport);
     emulation::TheDevices().count = 1;
     plan = Plan(in);
-    EXPECT_EQ(Pool(plan.devices[0], "learner", "update image"), image);
+    EXPECT_EQ(sent(plan.devices[0]), image + 2 * kMiB) << "with digests of 1.8 MiB";
     const uint64_t digests = Pool(plan.devices[0], "rollout server", "staging");
     EXPECT_GE(digests, image / 512) << "8 bytes a block of 4,096, and every bucket lies in place";
     EXPECT_LE(digests, image / 512 + 8 * (image / (48 * kMiB) + 1));
     emulation::TheDevices().count = 2;
     plan = Plan(in);
-    EXPECT_EQ(Pool(plan.devices[0], "learner", "update image"), image);
+    EXPECT_EQ(sent(plan.devices[0]), image + 2 * kMiB);
     EXPECT_EQ(Pool(plan.devices[1], "rollout server", "staging"), digests);
   }
   in.config.mutable_learner()->set_world_size(2);
   plan = Plan(in);
-  EXPECT_EQ(Pool(plan.devices[1], "learner", "update image"), 0u) << "rank 0 sends";
+  EXPECT_EQ(sent(plan.devices[1]), 0u) << "rank 0 sends";
   in.model.head_dim = 16;  // a bias of 288 elements: what is behind it lies elsewhere than in the image
   plan = Plan(in);
   EXPECT_GT(Pool(plan.devices[0], "rollout server", "staging"), 2 * 47 * kMiB) << "two buckets";
+  in.config.mutable_weight_sync()->set_bucket_mib(0);
+  plan = Plan(in);
+  EXPECT_GT(Pool(plan.devices[0], "rollout server", "staging"), 2 * 63 * kMiB) << "of 64 MiB where none are given";
   in.updates = false;
-  EXPECT_EQ(Pool(Plan(in).devices[0], "learner", "update image"), 0u);
+  EXPECT_EQ(sent(Plan(in).devices[0]), 0u);
 }
 
 TEST_F(CudaDevicePlanTest, WithoutADeviceAndForAModelWithoutKernelsTheLineIsTheEngines) {

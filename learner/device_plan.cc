@@ -42,7 +42,10 @@ std::string WayOf(const Part& part, const v1::RunConfig& config) {
   if (part.pool == "scratch" && part.process != "learner" && part.process != "learners") {
     return "lower rollout.prefill_chunk_tokens or rollout.max_batch_size";
   }
-  if (part.pool == "staging") return "lower weight_sync.bucket_mib";
+  if (part.pool == "staging") {
+    return absl::StrCat(config.weight_sync().bucket_mib() > 0 ? "lower" : "set", " weight_sync.bucket_mib");
+  }
+  if (part.pool == "update image") return "set weight_sync.transport: gloo, which has it on the host";
   return "";
 }
 

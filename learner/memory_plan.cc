@@ -14,6 +14,7 @@
 #include "engine/model/paged_logits.h"
 #include "learner/collectives_nccl.h"
 #include "learner/micro_batch.h"
+#include "weight_sync/bucket_plan.h"
 
 namespace lockstep {
 namespace {
@@ -118,7 +119,9 @@ absl::StatusOr<ProcessMemory> RolloutServerProcess(const MemoryInputs& in) {
     // The set that an update fills; with samples in flight over an update, `finish` keeps an older one for them.
     const bool older = in.config.algorithm().max_staleness() > 0 && in.config.weight_sync().in_flight() == "finish";
     server.pools.push_back({"shadow weights", weights * (older ? 2 : 1)});
-    const uint64_t bucket = uint64_t{in.config.weight_sync().bucket_mib()} << 20;
+    const std::string& transport = in.config.weight_sync().transport();
+    const bool by_tcp = in.config.device() != "cuda" && transport == "auto";
+    const uint64_t bucket = BucketBytes(in.config.weight_sync(), by_tcp ? "gloo" : transport);
     server.pools.push_back({"buckets", 2 * std::min(bucket, weights)});
   }
   if (in.config.device() == "cuda") {

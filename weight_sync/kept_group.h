@@ -31,7 +31,7 @@ class KeptGroup {
   const int size;
 };
 
-// Thread safe. Groups end outside of the lock.
+// Thread safe. What is replaced or not wanted ends outside of the lock.
 class KeptSlot {
  public:
   void Put(std::unique_ptr<KeptGroup> group) ABSL_LOCKS_EXCLUDED(mutex_) {
