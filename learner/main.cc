@@ -386,7 +386,8 @@ int PrintMemoryPlan(const v1::RunConfig& config, LearnerMode mode) {
     if (!device.ok()) return PrintError(device.status(), kExitCannotStart);
   }
   if (mode == LearnerMode::kReinforce) {
-    const auto transports = ProcessTransports(config.weight_sync().transport(), absl::GetFlag(FLAGS_process));
+    const auto transports =
+        ProcessTransports(config.weight_sync().transport(), absl::GetFlag(FLAGS_process), config.device() == "cuda");
     if (!transports.ok()) return PrintError(transports.status(), kExitCannotStart);
   }
   const auto inputs = ReadMemoryInputs(config, mode);
