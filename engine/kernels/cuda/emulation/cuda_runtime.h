@@ -9,9 +9,9 @@
 // What it shows: indexing, bounds (with AddressSanitizer), the order of every sum, rounding, barriers reached by all,
 // masks of shuffles that name the right threads, IEEE arithmetic to the bit, limits of a launch (grid, threads, dynamic
 // shared memory with and without asking), and, where the code is compiled for it, races between threads and blocks
-// and shared memory that is read before it is written (races.h; dynamic shared memory starts each block as NaNs, other
-// keeps what the last block left). What it cannot show: that nvcc's code does the same (contraction and IEEE division
-// are a matter of flags); anything about time: coalescing, bank conflicts, occupancy, registers; the sums inside of a
+// (races.h). What it cannot show: that nvcc's code does the same (contraction and IEEE division are a matter of flags);
+// anything about time: coalescing, bank conflicts, occupancy, registers; shared memory that is read before it is
+// written (it keeps what the last block left; dynamic shared memory starts each block as NaNs); the sums inside of a
 // tensor core (tensor_core.h takes another order).
 #ifndef LOCKSTEP_ENGINE_KERNELS_CUDA_EMULATION_CUDA_RUNTIME_H_
 #define LOCKSTEP_ENGINE_KERNELS_CUDA_EMULATION_CUDA_RUNTIME_H_

@@ -145,13 +145,6 @@ void Follow(State& s, Unit& unit, const Touch& now, bool write, bool shared) {
   if (unit.grid != s.grid || (shared && unit.write.halves != 0 && unit.write.block != s.block)) {
     unit = Unit{.grid = s.grid, .copying = false, .write = {}, .reads = {}};
   }
-  if (shared && !write && unit.write.halves == 0) {
-    char where[512];
-    Where(now.at, where, sizeof(where));
-    std::fprintf(stderr, "block %u thread %u reads shared memory that nobody in its block wrote (%s)\n", s.block,
-                 s.thread, where);
-    std::abort();
-  }
   if (unit.copying) Report(s, unit.write, true, write, shared, now.at);
   if ((unit.write.halves & now.halves) != 0 && !Ordered(s, unit.write, shared)) {
     Report(s, unit.write, true, write, shared, now.at);

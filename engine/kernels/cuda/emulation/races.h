@@ -9,8 +9,7 @@
 //                    afterwards others need a barrier as with any write
 //   a launch         is ordered behind everything before it, from AwaitPrevious on where it may begin early
 //
-// Shared memory (the module's variables) counts for one block, which may read only what it has written; other memory
-// counts for the launch. What is not seen: accesses
+// Shared memory (the module's variables) counts for one block, other memory for the launch. What is not seen: accesses
 // of code that is not compiled so, and a reader that is neither the last nor the last but one before a write.
 #ifndef LOCKSTEP_ENGINE_KERNELS_CUDA_EMULATION_RACES_H_
 #define LOCKSTEP_ENGINE_KERNELS_CUDA_EMULATION_RACES_H_

@@ -69,8 +69,8 @@ __global__ void OverwrittenKernel(int* out) {
 
 TEST_F(RacesDeathTest, OfABlockAreOrderedByItsBarrierAlone) {
   ExpectNone(2, 64, BlockKernel);
-  ExpectRace(1, 64, NoBarrierKernel, "shared memory");
-  ExpectRace(1, 64, OverwrittenKernel, "shared memory");
+  ExpectRace(1, 64, NoBarrierKernel, "a race in shared memory");
+  ExpectRace(1, 64, OverwrittenKernel, "a race in shared memory");
 }
 
 __global__ void WarpKernel(int* out) {
@@ -101,9 +101,9 @@ __global__ void HalfWarpKernel(int* out) {
 
 TEST_F(RacesDeathTest, OfAWarpAreOrderedBySyncwarpForItsMaskAndNotByShuffles) {
   ExpectNone(1, 64, WarpKernel);
-  ExpectRace(1, 64, ShuffledWarpKernel, "shared memory");
-  ExpectRace(1, 64, AcrossWarpsKernel, "shared memory");
-  ExpectRace(1, 32, HalfWarpKernel, "shared memory");
+  ExpectRace(1, 64, ShuffledWarpKernel, "a race in shared memory");
+  ExpectRace(1, 64, AcrossWarpsKernel, "a race in shared memory");
+  ExpectRace(1, 32, HalfWarpKernel, "a race in shared memory");
 }
 
 __global__ void OneElementKernel(int* out) { out[0] = Self(); }
@@ -143,18 +143,6 @@ TEST_F(RacesDeathTest, AKernelThatMayBeginEarlyTouchesNothingBeforeItAwaits) {
   }
 }
 
-__global__ void UnwrittenKernel(int* out) {
-  __shared__ int values[2];
-  if (blockIdx.x == 0) values[1] = 1;  // for the next block it is gone
-  values[0] = 1;
-  out[blockIdx.x] = values[blockIdx.x];
-}
-
-TEST_F(RacesDeathTest, SharedMemoryIsReadOnlyWhereTheBlockHasWritten) {
-  ExpectNone(1, 1, UnwrittenKernel);
-  ExpectRace(2, 1, UnwrittenKernel, "block 1 thread 0 reads shared memory that nobody in its block wrote");
-}
-
 template <int kWhat>  // 0: waits and meets the others; 1: does not meet them; 2: does not wait; 3: copies too early
 __global__ void CopyKernel(int* out) {
   unsigned char* const shared = cuda::instructions::DynamicShared();
@@ -173,9 +161,9 @@ __global__ void CopyKernel(int* out) {
 
 TEST_F(RacesDeathTest, ACopyIsAWriteUntilItIsWaitedForAndMet) {
   ExpectNone(1, 64, CopyKernel<0>);
-  ExpectRace(1, 64, CopyKernel<1>, "shared memory");
-  ExpectRace(1, 64, CopyKernel<2>, "shared memory");
-  ExpectRace(1, 64, CopyKernel<3>, "shared memory");
+  ExpectRace(1, 64, CopyKernel<1>, "a race in shared memory");
+  ExpectRace(1, 64, CopyKernel<2>, "a race in shared memory");
+  ExpectRace(1, 64, CopyKernel<3>, "a race in shared memory");
 }
 
 }  // namespace
