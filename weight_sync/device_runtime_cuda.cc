@@ -15,6 +15,7 @@ absl::Status FromCuda(const char* attempted, cudaError_t error, uint64_t bytes =
   return cuda::DeviceStatus(error, {.what = attempted, .bytes = bytes});
 }
 
+// Every call chooses the device first: a thread that has none would get a context on the first GPU.
 class CudaRuntime : public DeviceRuntime {
  public:
   CudaRuntime(int device, std::string bus_id) : device_(device), bus_id_(std::move(bus_id)) {}
@@ -30,10 +31,12 @@ class CudaRuntime : public DeviceRuntime {
     if (!status.ok()) return status;
     return memory;
   }
-  void Free(void* memory) override { (void)cudaFree(memory); }
+  void Free(void* memory) override {
+    if (Bind().ok()) (void)cudaFree(memory);
+  }
   bool IsDeviceMemory(const void* memory) const override {
     cudaPointerAttributes attributes;
-    if (cudaPointerGetAttributes(&attributes, memory) != cudaSuccess) {
+    if (cudaSetDevice(device_) != cudaSuccess || cudaPointerGetAttributes(&attributes, memory) != cudaSuccess) {
       (void)cudaGetLastError();
       return false;
     }
@@ -49,7 +52,9 @@ class CudaRuntime : public DeviceRuntime {
     if (!status.ok()) return status;
     return static_cast<void*>(stream);
   }
-  void FreeStream(void* stream) override { (void)cudaStreamDestroy(static_cast<cudaStream_t>(stream)); }
+  void FreeStream(void* stream) override {
+    if (Bind().ok()) (void)cudaStreamDestroy(static_cast<cudaStream_t>(stream));
+  }
   absl::Status Copy(void* to, const void* from, uint64_t bytes, void* stream) override {
     absl::Status status = Bind();
     if (!status.ok()) return status;
@@ -63,6 +68,8 @@ class CudaRuntime : public DeviceRuntime {
                                                                static_cast<cudaStream_t>(stream)));
   }
   absl::StatusOr<bool> StreamDone(void* stream) override {
+    absl::Status status = Bind();
+    if (!status.ok()) return status;
     return Done("weight updates on a stream", cudaStreamQuery(static_cast<cudaStream_t>(stream)));
   }
 
@@ -75,7 +82,9 @@ class CudaRuntime : public DeviceRuntime {
     if (!status.ok()) return status;
     return static_cast<void*>(event);
   }
-  void FreeEvent(void* event) override { (void)cudaEventDestroy(static_cast<cudaEvent_t>(event)); }
+  void FreeEvent(void* event) override {
+    if (Bind().ok()) (void)cudaEventDestroy(static_cast<cudaEvent_t>(event));
+  }
   absl::Status Record(void* event, void* stream) override {
     absl::Status status = Bind();
     if (!status.ok()) return status;
@@ -83,6 +92,8 @@ class CudaRuntime : public DeviceRuntime {
                     cudaEventRecord(static_cast<cudaEvent_t>(event), static_cast<cudaStream_t>(stream)));
   }
   absl::StatusOr<bool> EventDone(void* event) override {
+    absl::Status status = Bind();
+    if (!status.ok()) return status;
     return Done("waiting for another process's copy", cudaEventQuery(static_cast<cudaEvent_t>(event)));
   }
 
@@ -112,7 +123,9 @@ class CudaRuntime : public DeviceRuntime {
     if (!status.ok()) return status;
     return memory;
   }
-  void CloseMemory(void* memory) override { (void)cudaIpcCloseMemHandle(memory); }
+  void CloseMemory(void* memory) override {
+    if (Bind().ok()) (void)cudaIpcCloseMemHandle(memory);
+  }
   absl::StatusOr<void*> OpenEvent(const std::string& bytes) override {
     cudaIpcEventHandle_t handle;
     absl::Status status = Parse(bytes, &handle, sizeof(handle));
