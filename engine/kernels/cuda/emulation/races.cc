@@ -81,6 +81,13 @@ int AddModule(dl_phdr_info* info, size_t, void* modules) {
   return 0;
 }
 
+// threadIdx and its like are the emulation's: thread-local variables, which lie below the thread pointer.
+bool IsThreadLocal(const void* address) {
+  constexpr uintptr_t kBytes = 16384;
+  const auto end = reinterpret_cast<uintptr_t>(__builtin_thread_pointer()), at = reinterpret_cast<uintptr_t>(address);
+  return at < end && end - at <= kBytes;
+}
+
 bool IsShared(const State& s, uintptr_t address) {
   return std::any_of(s.modules.begin(), s.modules.end(), [&](const Range& range) { return range.Has(address); });
 }
@@ -258,6 +265,7 @@ void Access(const void* address, size_t bytes, bool write, const void* at) {
   if (!s.enabled || !s.running || s.busy || !s.threads[s.thread].inside ||
       s.stack.Has(reinterpret_cast<uintptr_t>(address)))
     return;
+  if (IsThreadLocal(address)) return;
   s.busy = true;
   ForUnits(s, address, bytes,
            [&](Unit& unit, uint16_t halves, bool shared) { Follow(s, unit, Now(s, halves, at), write, shared); });
