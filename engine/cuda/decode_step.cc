@@ -231,17 +231,31 @@ absl::Status DecodeStep::RunKind(const DeviceWeights& weights, int64_t bucket, i
   const Kind kind = {bucket, max_position, weights.arena()};
   const auto found = graphs_.find(kind);
   if (!use_graphs_ || found == graphs_.end()) {
-    graphs_[kind] = std::nullopt;
+    graphs_[kind] = {};
     return Enqueue(weights, bucket, max_position);
   }
-  std::optional<Graph>& graph = found->second;
+  std::optional<Graph>& graph = found->second.graph;
+  found->second.used = steps_;
   if (!graph.has_value()) {
+    DropOldestGraph();
     auto captured = Graph::Capture(decoder_->stream(), [&] { return Enqueue(weights, bucket, max_position); });
     if (!captured.ok()) return captured.status();
     graph = *std::move(captured);
     ++graphs_captured_;
   }
   return graph->Launch(decoder_->stream());
+}
+
+// A graph that still runs is freed by the driver when it has ended (cuGraphExecDestroy).
+void DecodeStep::DropOldestGraph() {
+  auto oldest = graphs_.end();
+  int64_t kept = 0;
+  for (auto it = graphs_.begin(); it != graphs_.end(); ++it) {
+    if (!it->second.graph.has_value()) continue;
+    ++kept;
+    if (oldest == graphs_.end() || it->second.used < oldest->second.used) oldest = it;
+  }
+  if (kept >= limits_.graphs) graphs_.erase(oldest);
 }
 
 absl::StatusOr<uint64_t> DecodeStep::Launch(const DeviceWeights& weights) {

@@ -41,6 +41,7 @@ class DecodeStep {
   struct Limits {
     int64_t rows = 256;           // taken up to their bucket
     int64_t sequence_pages = 64;  // of the longest sequence
+    int64_t graphs = 128;         // kept at once; for another one, that which has not run for longest goes
   };
   // Results of so many steps are kept.
   static constexpr uint64_t kResults = 4;
@@ -125,7 +126,13 @@ class DecodeStep {
   int64_t max_position_ = 0;  // of them, in the step that comes
   uint64_t steps_ = 0;
   Results results_[kResults];
-  std::map<Kind, std::optional<Graph>> graphs_;  // nullopt: run once, not captured
+  struct Kept {
+    std::optional<Graph> graph;  // nullopt: run once, not captured
+    uint64_t used = 0;           // by this step last
+  };
+  // Makes room for one more graph.
+  void DropOldestGraph();
+  std::map<Kind, Kept> graphs_;
   int64_t graphs_captured_ = 0;
 };
 

@@ -54,11 +54,11 @@ struct Sample {
 
 class Engine {
  public:
-  Engine(Sides& sides, bool graphs)
+  Engine(Sides& sides, bool graphs, const DecodeStep::Limits& limits = kLimits)
       : sides_(sides),
         cache_(*DeviceKv::Allocate(sides.config, sides.dtype, 64, sides.device.stream)),
         mixed_(*MixedStep::Create(sides.decoder.get(), &cache_, kMixed)),
-        step_(*DecodeStep::Create(sides.decoder.get(), &cache_, kLimits, graphs)) {}
+        step_(*DecodeStep::Create(sides.decoder.get(), &cache_, limits, graphs)) {}
 
   // A prompt with pages for `pages` times 16 tokens, and its first token.
   Sample Prefill(uint64_t group, int length, int pages) {
@@ -271,20 +271,22 @@ TEST_P(DecodeStepTest, AFlipOfTheWeightsTakesTheOtherSetsGraphs) {
   for (size_t i = 0; i < other.size(); ++i) other[i] *= i % 3 == 0 ? 0.5f : 1.0f;
   DeviceWeights second = *DeviceWeights::Allocate(sides.config, sides.dtype, sides.device.stream);
   ASSERT_TRUE(second.Load(other.data(), sides.device.stream, sides.device.staging).ok());
-  const auto run = [&](bool graphs) {
-    Engine engine(sides, graphs);
+  // kept 1: the other set's graph makes room, and is captured anew.
+  const auto run = [&](bool graphs, int64_t kept, int64_t captured) {
+    Engine engine(sides, graphs, {.rows = kLimits.rows, .sequence_pages = kLimits.sequence_pages, .graphs = kept});
     Sample sample = engine.Prefill(1, 5, 3);
     engine.Set({&sample});
-    for (const DeviceWeights* weights : {&sides.weights, &sides.weights, &second, &second, &sides.weights, &second}) {
-      engine.Take(engine.Launch(*weights), {&sample});
+    for (const char set : std::string("aabbaba")) {
+      engine.Take(engine.Launch(set == 'a' ? sides.weights : second), {&sample});
     }
-    EXPECT_EQ(engine.step().graphs(), graphs ? 2 : 0);
+    EXPECT_EQ(engine.step().graphs(), captured);
     engine.step().Forget(second);
     return sample;
   };
-  const Sample eager = run(false), graph = run(true);
-  ExpectSame(graph, eager);
-  EXPECT_NE(eager.log_probs, Alone(sides, 1, 5, 3, 6).log_probs);
+  const Sample eager = run(false, 9, 0);
+  ExpectSame(run(true, 9, 2), eager);
+  ExpectSame(run(true, 1, 3), eager);
+  EXPECT_NE(eager.log_probs, Alone(sides, 1, 5, 3, 7).log_probs);
 }
 
 TEST(DecodeStepLimitsTest, ItsMemoryIsWhatThePlanSaysAndTooLittleIsAnError) {
