@@ -51,11 +51,15 @@ void BatchEngine::CheckBackend() {
   if (absl::Status status = backend_->Check(); !status.ok()) Fail(std::move(status));
 }
 
+StepPlan BatchEngine::PlanOnce() {
+  FillViews();
+  EndStalledConsumers();
+  return PlanStep(views_, cache_.free_pages(), options_.limits, last_weights_id_);
+}
+
 StepPlan BatchEngine::NextPlan() {
   while (true) {
-    FillViews();
-    EndStalledConsumers();
-    StepPlan plan = PlanStep(views_, cache_.free_pages(), options_.limits, last_weights_id_);
+    StepPlan plan = PlanOnce();
     if (plan.action != StepPlan::Action::kEvict) return plan;
     Evict(*sequences_[plan.victim]);
   }

@@ -135,6 +135,8 @@ class BatchEngine {
     int32_t RowOf(const Sequence& sequence, size_t* at) const;
   };
 
+  // The plan as things are; NextPlan's evicts until it is not an eviction.
+  StepPlan PlanOnce();
   StepPlan NextPlan();
   // As the sequences will be when the step in flight, if there is one, has been collected and all its rows go on.
   void FillViews();

@@ -39,9 +39,7 @@ void BatchEngine::Launch(const StepPlan& plan, Flight& flight) {
 
 void BatchEngine::LaunchAhead() {
   if (!options_.launch_ahead || !backend_->launches_ahead() || !flight_.decodes_alone) return;
-  FillViews();
-  EndStalledConsumers();
-  const StepPlan plan = PlanStep(views_, cache_.free_pages(), options_.limits, last_weights_id_);
+  const StepPlan plan = PlanOnce();
   const bool decodes_alone = plan.action == StepPlan::Action::kRun &&
                              std::all_of(plan.entries.begin(), plan.entries.end(), [this](const BatchEntry& entry) {
                                return views_[entry.sequence].state == SequenceState::kDecoding;

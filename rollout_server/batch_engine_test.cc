@@ -259,25 +259,14 @@ TEST_F(BatchEngineTest, AConsumerThatNeverReadsLosesItsSamples) {
 }
 
 // A CPU backend whose device is lost before step `good`.
-class LostBackend final : public StepBackend {
+class LostBackend final : public ForwardingBackend {
  public:
-  LostBackend(std::unique_ptr<StepBackend> backend, int good) : backend_(std::move(backend)), good_(good) {}
-  int64_t num_pages() const override { return backend_->num_pages(); }
-  int64_t max_sequence_tokens() const override { return backend_->max_sequence_tokens(); }
-  absl::Status Prepare(const std::shared_ptr<const WeightSet>& weights) override { return backend_->Prepare(weights); }
-  absl::Status Launch(const WeightSet& weights, const StepInput& input) override {
-    return backend_->Launch(weights, input);
-  }
+  LostBackend(std::unique_ptr<StepBackend> backend, int good) : ForwardingBackend(std::move(backend)), good_(good) {}
   absl::Status Collect(StepOutput* output) override {
-    return good_-- > 0 ? backend_->Collect(output) : absl::InternalError("the device is lost");
-  }
-  bool launches_ahead() const override { return backend_->launches_ahead(); }
-  absl::Status CopyPage(int32_t from, int32_t to, int64_t tokens) override {
-    return backend_->CopyPage(from, to, tokens);
+    return good_-- > 0 ? ForwardingBackend::Collect(output) : absl::InternalError("the device is lost");
   }
 
  private:
-  const std::unique_ptr<StepBackend> backend_;
   int good_;
 };
 

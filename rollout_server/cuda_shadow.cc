@@ -18,14 +18,14 @@ class CudaShadow final : public Shadow {
   }
 
   const BucketPlan& plan() const override { return plan_; }
-  absl::Status Fill(const std::function<absl::Status(uint64_t bucket, void* memory, uint64_t bytes)>& receive) override;
+  absl::Status Fill(const ReceiveBucket& receive) override;
   const std::vector<uint64_t>& digests() const override { return digests_; }
   std::shared_ptr<const WeightSet> Release() override {
     return std::make_shared<CudaWeightSet>(id_, std::move(memory_));
   }
 
  private:
-  absl::Status FillBuckets(const std::function<absl::Status(uint64_t bucket, void* memory, uint64_t bytes)>& receive);
+  absl::Status FillBuckets(const ReceiveBucket& receive);
 
   const int device_;
   const BucketPlan plan_;
@@ -35,8 +35,7 @@ class CudaShadow final : public Shadow {
   std::vector<uint64_t> digests_;
 };
 
-absl::Status CudaShadow::Fill(
-    const std::function<absl::Status(uint64_t bucket, void* memory, uint64_t bytes)>& receive) {
+absl::Status CudaShadow::Fill(const ReceiveBucket& receive) {
   LOCKSTEP_CHECK(memory_ != nullptr, "a released shadow is not filled again");
   // A device is a thread's, and this is one of the server's.
   absl::Status status = cuda::CudaStatus(cudaSetDevice(device_), "choosing the device");
@@ -52,8 +51,7 @@ absl::Status CudaShadow::Fill(
   return absl::OkStatus();
 }
 
-absl::Status CudaShadow::FillBuckets(
-    const std::function<absl::Status(uint64_t bucket, void* memory, uint64_t bytes)>& receive) {
+absl::Status CudaShadow::FillBuckets(const ReceiveBucket& receive) {
   for (size_t i = 0; i < plan_.buckets.size(); ++i) {
     const absl::StatusOr<void*> memory = writer_->Memory(i);
     if (!memory.ok()) return memory.status();

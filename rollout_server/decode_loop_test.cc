@@ -119,24 +119,10 @@ TEST_F(DecodeLoopTest, AFlipThatComesTooLateLeavesTheOldWeights) {
 }
 
 // A CPU backend whose device is lost without a step.
-class IdleBackend final : public StepBackend {
+class IdleBackend final : public ForwardingBackend {
  public:
-  explicit IdleBackend(std::unique_ptr<StepBackend> backend) : backend_(std::move(backend)) {}
-  int64_t num_pages() const override { return backend_->num_pages(); }
-  int64_t max_sequence_tokens() const override { return backend_->max_sequence_tokens(); }
-  absl::Status Prepare(const std::shared_ptr<const WeightSet>& weights) override { return backend_->Prepare(weights); }
-  absl::Status Launch(const WeightSet& weights, const StepInput& input) override {
-    return backend_->Launch(weights, input);
-  }
-  absl::Status Collect(StepOutput* output) override { return backend_->Collect(output); }
-  bool launches_ahead() const override { return backend_->launches_ahead(); }
-  absl::Status CopyPage(int32_t from, int32_t to, int64_t tokens) override {
-    return backend_->CopyPage(from, to, tokens);
-  }
+  using ForwardingBackend::ForwardingBackend;
   absl::Status Check() override { return absl::InternalError("the device is lost"); }
-
- private:
-  const std::unique_ptr<StepBackend> backend_;
 };
 
 TEST_F(DecodeLoopTest, ADeviceThatIsLostWhileNothingIsComputedIsNoticed) {

@@ -27,6 +27,28 @@ ModelConfig TinyMixtureConfig(int64_t experts);
 std::shared_ptr<const Weights> TinyMixtureWeights(int64_t experts, uint64_t seed, uint64_t version = 0,
                                                   DType dtype = DType::kF16);
 
+// Passes every call on, for backends of tests that change one.
+class ForwardingBackend : public StepBackend {
+ public:
+  explicit ForwardingBackend(std::unique_ptr<StepBackend> backend) : backend_(std::move(backend)) {}
+  int64_t num_pages() const override { return backend_->num_pages(); }
+  int64_t max_sequence_tokens() const override { return backend_->max_sequence_tokens(); }
+  absl::Status Prepare(const std::shared_ptr<const WeightSet>& weights) override { return backend_->Prepare(weights); }
+  MakeShadow device_shadow() override { return backend_->device_shadow(); }
+  absl::Status Launch(const WeightSet& weights, const StepInput& input) override {
+    return backend_->Launch(weights, input);
+  }
+  absl::Status Collect(StepOutput* output) override { return backend_->Collect(output); }
+  bool launches_ahead() const override { return backend_->launches_ahead(); }
+  absl::Status CopyPage(int32_t from, int32_t to, int64_t tokens) override {
+    return backend_->CopyPage(from, to, tokens);
+  }
+  absl::Status Check() override { return backend_->Check(); }
+
+ private:
+  const std::unique_ptr<StepBackend> backend_;
+};
+
 // A prompt of `tokens` tokens, by seed.
 std::vector<int32_t> TinyPrompt(uint64_t seed, int64_t tokens);
 v1::Group TinyGroup(uint64_t group_id, int64_t prompt_tokens, uint32_t num_samples, uint32_t max_tokens);

@@ -77,12 +77,8 @@ class EmulatedRuntime : public DeviceRuntime {
   }
   absl::Status DigestsOfBlocks(const void* data, uint64_t bytes, uint64_t* digests, void* stream) override {
     LOCKSTEP_CHECK(IsDeviceMemory(data) && IsDeviceMemory(digests), "a kernel works on memory of the device");
-    static_cast<EmulatedStream*>(stream)->Enqueue([data, bytes, digests] {
-      for (size_t i = 0; i < DigestBlocks(bytes); ++i) {
-        const size_t begin = i * kDigestBlockBytes;
-        digests[i] = Digest(static_cast<const char*>(data) + begin, std::min(kDigestBlockBytes, bytes - begin));
-      }
-    });
+    static_cast<EmulatedStream*>(stream)->Enqueue(
+        [data, bytes, digests] { lockstep::DigestsOfBlocks(data, bytes, digests); });
     return absl::OkStatus();
   }
   absl::StatusOr<bool> StreamDone(void* stream) override { return static_cast<EmulatedStream*>(stream)->idle(); }

@@ -23,7 +23,7 @@ class HostShadow : public Shadow {
   }
 
   const BucketPlan& plan() const override { return plan_; }
-  absl::Status Fill(const std::function<absl::Status(uint64_t bucket, void* memory, uint64_t bytes)>& receive) override;
+  absl::Status Fill(const ReceiveBucket& receive) override;
   const std::vector<uint64_t>& digests() const override { return digests_; }
   std::shared_ptr<const WeightSet> Release() override { return std::move(weights_); }
 
@@ -37,8 +37,7 @@ class HostShadow : public Shadow {
   std::vector<uint64_t> digests_;
 };
 
-absl::Status HostShadow::Fill(
-    const std::function<absl::Status(uint64_t bucket, void* memory, uint64_t bytes)>& receive) {
+absl::Status HostShadow::Fill(const ReceiveBucket& receive) {
   LOCKSTEP_CHECK(weights_ != nullptr, "a released shadow is not filled again");
   absl::Status status;
   for (uint64_t i = 0; i < plan_.buckets.size() && status.ok(); ++i) {

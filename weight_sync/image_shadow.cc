@@ -21,8 +21,7 @@ class ImageShadow : public Shadow {
   const std::vector<uint64_t>& digests() const override { return digests_; }
   std::shared_ptr<const WeightSet> Release() override { return std::move(weights_); }
 
-  absl::Status Fill(
-      const std::function<absl::Status(uint64_t bucket, void* memory, uint64_t bytes)>& receive) override {
+  absl::Status Fill(const ReceiveBucket& receive) override {
     LOCKSTEP_CHECK(weights_ != nullptr, "a released shadow is not filled again");
     for (uint64_t i = 0; i < plan_.buckets.size(); ++i) {
       char* const memory = static_cast<char*>(weights_->memory.memory) + plan_.buckets[i].begin;

@@ -15,6 +15,9 @@
 
 namespace lockstep {
 
+// Brings a bucket's bytes to memory.
+using ReceiveBucket = std::function<absl::Status(uint64_t bucket, void* memory, uint64_t bytes)>;
+
 // Not thread safe: one thread receives. Ended at any time; what it has not released is given back.
 class Shadow {
  public:
@@ -24,8 +27,7 @@ class Shadow {
   // Calls receive(bucket, memory, bytes) for every bucket in order, puts each in place and digests it. The memory is
   // where the bytes are to lie when receive returns, and nothing on host or device uses it during the call: a staging
   // buffer, or with a device's shadow also the set's own memory. An error of `receive` is returned as it is.
-  virtual absl::Status Fill(
-      const std::function<absl::Status(uint64_t bucket, void* memory, uint64_t bytes)>& receive) = 0;
+  virtual absl::Status Fill(const ReceiveBucket& receive) = 0;
   // BlockDigest of the rows as they lie in the set, read back from it; one a bucket. After a Fill that succeeded.
   virtual const std::vector<uint64_t>& digests() const = 0;
   // After Fill, once. The set leaves the shadow.

@@ -26,13 +26,17 @@ uint64_t Digest(const void* data, size_t bytes, uint64_t seed) {
   return digest::End(state);
 }
 
-uint64_t BlockDigest(const void* data, size_t bytes) {
+void DigestsOfBlocks(const void* data, size_t bytes, uint64_t* digests) {
   const char* p = static_cast<const char*>(data);
-  std::vector<uint64_t> blocks(DigestBlocks(bytes));
-  for (size_t i = 0; i < blocks.size(); ++i) {
+  for (size_t i = 0; i < DigestBlocks(bytes); ++i) {
     const size_t begin = i * kDigestBlockBytes;
-    blocks[i] = Digest(p + begin, std::min(kDigestBlockBytes, bytes - begin));
+    digests[i] = Digest(p + begin, std::min(kDigestBlockBytes, bytes - begin));
   }
+}
+
+uint64_t BlockDigest(const void* data, size_t bytes) {
+  std::vector<uint64_t> blocks(DigestBlocks(bytes));
+  DigestsOfBlocks(data, bytes, blocks.data());
   return Digest(blocks.data(), blocks.size() * sizeof(uint64_t));
 }
 

@@ -16,6 +16,8 @@ uint64_t Digest(const void* data, size_t bytes, uint64_t seed = 0);
 inline constexpr size_t kDigestBlockBytes = 4096;
 constexpr size_t DigestBlocks(size_t bytes) { return (bytes + kDigestBlockBytes - 1) / kDigestBlockBytes; }
 uint64_t BlockDigest(const void* data, size_t bytes);
+// The list: digests [DigestBlocks(bytes)].
+void DigestsOfBlocks(const void* data, size_t bytes, uint64_t* digests);
 // 16 hexadecimal digits.
 std::string DigestHex(uint64_t digest);
 

@@ -33,18 +33,6 @@ struct PagedSource {
   }
 };
 
-__device__ float BlockMax(float value, float* shared) {
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    value = ScalarLane::Max(value, __shfl_xor_sync(kFullWarp, value, step));
-  }
-  if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  float max = shared[0];
-  for (int w = 1; w < kThreads / kWarp; ++w) max = ScalarLane::Max(shared[w], max);
-  return max;
-}
-
 // One fma chain over ascending e.
 template <int kStep>
 __device__ float Dot(const float* a, const float* b, int head_dim) {
@@ -67,7 +55,7 @@ __device__ void AttendRow(const Source& source, const float* q, int position, in
   for (int begin = 0; begin <= position; begin += kThreads) {
     const int key = begin + thread;
     const float score = key <= position ? Dot<Source::kKeyStep>(query, source.Key(key), head_dim) * scale : kNoScore;
-    const float factor = Extend<MatchedExponential>(state, BlockMax(score, maxima));
+    const float factor = Extend<MatchedExponential>(state, BlockMax<kThreads>(score, maxima));
     weights[thread] = Exp(score - state.max);
     __syncthreads();
     float lane = 0;

@@ -114,6 +114,21 @@ struct ScalarLane {
 };
 
 __device__ inline float Exp(float x) { return PolynomialExp<ScalarLane>(x); }
+
+// The largest value of a block of kThreads, to all of them; `shared` has one element a warp.
+template <int kThreads>
+__device__ float BlockMax(float value, float* shared) {
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    value = ScalarLane::Max(value, __shfl_xor_sync(kFullWarp, value, step));
+  }
+  if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  float max = shared[0];
+#pragma unroll
+  for (int w = 1; w < kThreads / kWarp; ++w) max = ScalarLane::Max(shared[w], max);
+  return max;
+}
 __device__ inline float Log(float x) { return PolynomialLog<ScalarLane>(x); }
 
 // Eight consecutive threads of a warp hold a row's eight lanes. mask: these eight threads.

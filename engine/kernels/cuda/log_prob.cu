@@ -41,20 +41,6 @@ __device__ ChunkPlace PlaceOf(const AccumulateArgs& a) {
 // The later of two maxima where it is larger; a NaN is not.
 __device__ float RunningMax(float running, float next) { return running < next ? next : running; }
 
-// To all threads; `shared` has one element a warp.
-__device__ float BlockMax(float value, float* shared) {
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    value = ScalarLane::Max(value, __shfl_xor_sync(kFullWarp, value, step));
-  }
-  if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  float max = shared[0];
-#pragma unroll
-  for (int w = 1; w < kThreads / kWarp; ++w) max = ScalarLane::Max(shared[w], max);
-  return max;
-}
-
 __global__ void MaximaKernel(AccumulateArgs a) {
   __shared__ float warp_max[kThreads / kWarp];
   AwaitPrevious();
@@ -64,7 +50,7 @@ __global__ void MaximaKernel(AccumulateArgs a) {
   for (int i = static_cast<int>(threadIdx.x); i < place.count; i += kThreads) {
     largest = ScalarLane::Max(place.logits[i] * place.inverse, largest);
   }
-  largest = BlockMax(largest, warp_max);
+  largest = BlockMax<kThreads>(largest, warp_max);
   if (threadIdx.x == 0) a.maxima[blockIdx.x] = largest;
 }
 
@@ -128,7 +114,7 @@ __global__ void SumsKernel(AccumulateArgs a) {
     for (int64_t c = threadIdx.x; c <= place.chunk; c += kThreads) largest = ScalarLane::Max(maxima[c], largest);
   }
   const LogitState before = StateBefore(a, place.row);
-  const float center = RunningMax(before.max, BlockMax(largest, warp_max));
+  const float center = RunningMax(before.max, BlockMax<kThreads>(largest, warp_max));
   const ChunkSums sums = SumChunk(z, place.count, center, masses);
   if (threadIdx.x != 0) return;
   if constexpr (kWhole) {
